@@ -1,0 +1,1 @@
+"""Code of the universal lesion detection bundle; imported from the bundle's root as ``scripts``."""

@@ -1,0 +1,183 @@
+"""Weights and training state on disk: tensors and plain values only, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from scripts.contract import InputContract, make
+
+
+def save(path: str | PathLike[str], content: dict[str, Any]) -> None:
+    """``torch.save`` to a temporary file beside ``path``, then rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read(path: str | PathLike[str]) -> dict[str, Any]:
+    """Load a file of tensors and plain values (``weights_only``: no code in it is run).
+
+    Raises:
+        ValueError: no such file, or not such a file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such weights; train first, or give --ckpt_path") from error
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not a weights file of this bundle")
+    return content
+
+
+def sha256(path: str | PathLike[str]) -> str:
+    """Hash of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def facts(path: str | PathLike[str]) -> dict[str, Any]:
+    """What a ``model.pt`` says of itself: everything needed to build its network and use it, without the weights.
+
+    Returns:
+        ``contract``, ``anchor_sizes``, ``categories``, ``channels``, ``head_convolutions``, ``folded`` (batch norm
+        folded into the convolutions, as in a network trained from ImageNet) and ``operating_score``, the score
+        threshold chosen in training (0.05 where none was).
+
+    Raises:
+        ValueError: not a weights file of this bundle.
+    """
+    content = read(path)
+    if not {"model", "contract", "anchor_sizes", "categories"} <= content.keys():
+        raise ValueError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
+    weights: dict[str, Any] = content["model"]
+    head = [tensor for name, tensor in weights.items() if name.startswith("classification_head.layers.")]
+    score = (content.get("operating_point") or {}).get("score")
+    return {
+        "contract": content["contract"],
+        "anchor_sizes": content["anchor_sizes"],
+        "categories": content["categories"],
+        "channels": int(head[0].shape[1]),
+        "head_convolutions": sum(tensor.ndim == 4 for tensor in head) - 1,
+        "folded": not any(name.endswith("running_mean") for name in weights),
+        "operating_score": 0.05 if score is None else float(score),
+    }
+
+
+def save_model(
+    path: str | PathLike[str],
+    network: nn.Module,
+    contract: InputContract,
+    categories: list[str],
+    anchor_sizes: list[list[float]],
+    **facts: Any,
+) -> None:
+    """Write ``model.pt``: weights, input contract, categories, anchors and further plain ``facts``."""
+    save(
+        path,
+        {
+            "model": {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+            "contract": contract.to_dict(),
+            "categories": list(categories),
+            "anchor_sizes": [[float(s) for s in level] for level in anchor_sizes],
+            **facts,
+        },
+    )
+
+
+def load_model(
+    path: str | PathLike[str],
+    network: nn.Module,
+    contract: InputContract,
+    anchor_sizes: list[list[float]],
+) -> dict[str, Any]:
+    """Put the weights of ``model.pt`` into ``network`` and enforce what they were trained on.
+
+    Returns:
+        The file's content without the weights.
+
+    Raises:
+        ValueError: the file is not readable, was trained on another input contract or other anchors than the config
+            says, or does not fit the network.
+    """
+    content = read(path)
+    if "model" not in content or "contract" not in content:
+        raise ValueError(f"{path}: not weights of this bundle (no 'model' and 'contract' in it)")
+    trained = make(**content["contract"])
+    if trained != contract:
+        raise ValueError(
+            f"{path}: trained on {trained}, but the config says {contract}; the input must be what the weights saw"
+        )
+    if [list(map(float, level)) for level in anchor_sizes] != content["anchor_sizes"]:
+        raise ValueError(f"{path}: trained with anchors {content['anchor_sizes']}, the config has {anchor_sizes}")
+    try:
+        network.load_state_dict(content.pop("model"))
+    except RuntimeError as error:
+        raise ValueError(f"{path}: does not fit this network ({str(error).splitlines()[-1].strip()})") from error
+    return content
+
+
+class ResumableState:
+    """Save the whole training state after every epoch; on start go on from it where there is one.
+
+    Args:
+        path: of the state file.
+        objects: name -> object with ``state_dict`` and ``load_state_dict``.
+        fingerprint: what must be the same for a resume (datalist hash, configuration); a different one is an error,
+            because mixing two trainings in one folder would spoil both.
+        budget: :class:`scripts.training.TimeBudget`, whose used time is kept.
+    """
+
+    def __init__(self, path: str | PathLike[str], objects: dict[str, Any], fingerprint: str, budget: Any) -> None:
+        self.path, self.objects, self.fingerprint, self.budget = Path(path), objects, fingerprint, budget
+        self.best: float | None = None
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.store)
+
+    def restore(self, engine: Engine) -> None:
+        if not self.path.is_file():
+            return
+        content = read(self.path)
+        if content.get("fingerprint") != self.fingerprint:
+            raise ValueError(
+                f"{self.path}: belongs to a training with other data or settings; choose another --output_dir, or "
+                "delete this one to start anew"
+            )
+        for name, target in self.objects.items():
+            target.load_state_dict(content["objects"][name])
+        engine.state.epoch = content["epoch"]
+        engine.state.iteration = content["iteration"]
+        self.best = content["best"]
+        self.budget.used_before = content["seconds"]
+        engine.logger.info("going on after epoch %d", content["epoch"])
+
+    def store(self, engine: Engine) -> None:
+        save(
+            self.path,
+            {
+                "fingerprint": self.fingerprint,
+                "epoch": engine.state.epoch,
+                "iteration": engine.state.iteration,
+                "best": self.best,
+                "seconds": self.budget.used,
+                "objects": {name: target.state_dict() for name, target in self.objects.items()},
+            },
+        )

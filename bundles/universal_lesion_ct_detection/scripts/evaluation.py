@@ -1,0 +1,270 @@
+"""Run the detector over slices inside an ignite engine, and turn its boxes into metrics, pictures and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from scripts import metrics as lesion_metrics
+from scripts.checkpoint import save_model
+from scripts.contract import InputContract
+from scripts.device import autocast_dtype, choose
+from scripts.froc import ImageResult
+from scripts.plots import Panel, overlay_sheet, plot_accuracy_over_iou, plot_froc
+from scripts.transforms import read_slice
+
+
+class DetectStep:
+    """``iteration_update`` of an evaluator: a batch -> one dict a slice, boxes in px of the slice as it is stored.
+
+    Args:
+        detector: :class:`scripts.detector.LesionDetector`.
+        device, amp: as in :class:`scripts.training.TrainStep`.
+        flip_average: also look at the left-right mirrored slice and merge both by NMS.
+    """
+
+    def __init__(self, detector: nn.Module, device: str | torch.device, amp: bool | str = "auto") -> None:
+        self.detector = detector
+        self.device = choose(device)
+        self.dtype = autocast_dtype(amp, self.device)
+        detector.to(memory_format=torch.channels_last)
+
+    def __call__(self, engine: Engine, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        self.detector.eval()
+        images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            found = self.detector(images)
+        rest = [key for key in batch if key != "image"]
+        out = []
+        for index, prediction in enumerate(found):
+            item = {key: batch[key][index] for key in rest}
+            boxes = prediction["box"].float().cpu() / item["resize_factor"]
+            size_x, size_y = item["spatial_size"]
+            boxes = boxes.minimum(boxes.new_tensor([size_x, size_y, size_x, size_y]))
+            item["box_px"] = boxes.numpy().astype(np.float64)
+            item["score"] = prediction["label_scores"].float().cpu().numpy().astype(np.float64)
+            item["class"] = prediction["label"].cpu().numpy()
+            out.append(item)
+        return out
+
+
+def image_result(item: dict[str, Any]) -> ImageResult:
+    """One output of :class:`DetectStep` -> what the metrics take; marked boxes back in px of the stored slice."""
+    truth = torch.as_tensor(item["box"]).float().reshape(-1, 4) / item["resize_factor"]
+    count = len(truth)
+    meta = item.get("meta") or {}
+    attributes: dict[str, Sequence[Any]] = {
+        name: meta[name] for name in ("coarse_type", "long_diameter_mm", "lesion_id") if meta.get(name) is not None
+    }
+    attributes["label"] = [int(v) for v in item["label"]]
+    spacing = meta.get("spacing_mm")
+    if spacing:
+        attributes["slice_spacing_mm"] = [spacing[2]] * count
+    patient = meta.get("patient_id")
+    return ImageResult(
+        image=item["image_path"],
+        # Without a patient the slice's series folder is the unit of resampling.
+        patient_id=str(patient) if patient else str(Path(item["image_path"]).parent),
+        boxes_px=item["box_px"],
+        scores=item["score"],
+        true_boxes_px=truth.numpy().astype(np.float64),
+        true_attributes=attributes,
+    )
+
+
+class DetectionMetrics:
+    """Collect an evaluator's outputs; at the end of the epoch put the figures into ``engine.state.metrics``.
+
+    ``engine.state.details`` is the content of ``metrics.json``; ``engine.state.metrics`` its plain values.
+    """
+
+    def __init__(self, category_names: Sequence[str] | None = None, bootstrap: int = 1000, seed: int = 0) -> None:
+        self.metric = lesion_metrics.LesionDetectionMetric(
+            bootstrap=bootstrap, seed=seed, category_names=category_names
+        )
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.metric.reset())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._finish)
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:  # type: ignore[union-attr]
+            self.metric.add(image_result(item))
+
+    def _finish(self, engine: Engine) -> None:
+        details = self.metric.compute()
+        engine.state.details = details
+        engine.state.metrics = lesion_metrics.scalars(details)
+
+
+class Report:
+    """Write ``metrics.json``, ``predictions.json``, the plots and an overlay sheet when an evaluation ends.
+
+    Args:
+        output_dir: where.
+        dataset_dir: the images folder, for the overlays.
+        metrics: the handler that collected the results.
+        window_hu: HU shown as black and white.
+        pictures: slices on the overlay sheet, evenly spread over the evaluated ones.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | PathLike[str],
+        dataset_dir: str | PathLike[str],
+        metrics: DetectionMetrics,
+        window_hu: Sequence[float] = (-175.0, 275.0),
+        pictures: int = 12,
+    ) -> None:
+        self.output_dir, self.dataset_dir, self.metrics = Path(output_dir), Path(dataset_dir), metrics
+        self.window_hu = (float(window_hu[0]), float(window_hu[1]))
+        self.pictures = pictures
+
+    @property
+    def files(self) -> list[Path]:
+        """What was written."""
+        names = ("metrics.json", "predictions.json", "froc.png", "accuracy_over_iou.png", "overlays.png")
+        return [self.output_dir / name for name in names if (self.output_dir / name).is_file()]
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        details: dict[str, Any] = engine.state.details
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(self.output_dir / "metrics.json", details)
+        results = self.metrics.metric.results
+        write_json(
+            self.output_dir / "predictions.json",
+            {
+                "schema_version": 1,
+                "images": [
+                    {
+                        "image": r.image,
+                        "box_px": np.round(r.boxes_px, 3).tolist(),
+                        "score": np.round(r.scores, 6).tolist(),
+                        "true_box_px": np.round(r.true_boxes_px, 3).tolist(),
+                    }
+                    for r in results
+                ],
+            },
+        )
+        plot_froc(details, self.output_dir / "froc.png")
+        plot_accuracy_over_iou(details, self.output_dir / "accuracy_over_iou.png")
+        chosen = [results[i] for i in sorted({*np.linspace(0, len(results) - 1, self.pictures).astype(int).tolist()})]
+        threshold = details["score_at_fp_per_image"].get("0.5")
+        panels = [
+            Panel(read_slice(self.dataset_dir / r.image).T, r.true_boxes_px, r.boxes_px, r.scores, r.image)
+            for r in chosen
+        ]
+        overlay_sheet(
+            panels,
+            self.output_dir / "overlays.png",
+            score_threshold=0.0 if threshold is None else threshold,
+            window_hu=self.window_hu,
+        )
+        print(table(details))
+
+
+class KeepBest:
+    """Write ``model.pt`` whenever the validation on the tuning patients is better than all before.
+
+    Args:
+        path: of ``model.pt``.
+        state: :class:`scripts.checkpoint.ResumableState`, which remembers the best value over resumes.
+        network: the (averaged) network that was validated.
+        contract, categories, anchor_sizes: stored with the weights.
+        key: the metric that decides.
+        fp_per_image: the score threshold stored with the weights gives this many false positives per tuning image.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        state: Any,
+        network: nn.Module,
+        contract: InputContract,
+        categories: list[str],
+        anchor_sizes: list[list[float]],
+        key: str = "average_sensitivity",
+        fp_per_image: str = "1",
+    ) -> None:
+        self.path, self.state, self.network = Path(path), state, network
+        self.contract, self.categories, self.anchor_sizes = contract, categories, anchor_sizes
+        self.key, self.fp_per_image = key, fp_per_image
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        value = engine.state.metrics.get(self.key, 0.0)
+        if self.state.best is not None and value <= self.state.best:
+            return
+        self.state.best = value
+        threshold = engine.state.details["score_at_fp_per_image"].get(self.fp_per_image)  # type: ignore[attr-defined]
+        save_model(
+            self.path,
+            self.network,
+            self.contract,
+            self.categories,
+            self.anchor_sizes,
+            operating_point={"score": threshold, "fp_per_image": self.fp_per_image, "chosen_on": "tuning patients"},
+            tuning={self.key: float(value)},
+        )
+
+
+class Validate:
+    """Run the evaluator every ``interval`` epochs and after the last, on the averaged weights."""
+
+    def __init__(self, evaluator: Engine, interval: int) -> None:
+        self.evaluator, self.interval = evaluator, interval
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        last = engine.state.epoch == engine.state.max_epochs or engine.should_terminate
+        if engine.state.epoch % self.interval == 0 or last:
+            self.evaluator.state.epoch = 0
+            self.evaluator.state.training_epoch = engine.state.epoch
+            self.evaluator.run()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all; NaN is refused."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def table(details: dict[str, Any]) -> str:
+    """The headline figures with their intervals, as text."""
+
+    def show(figure: dict[str, Any]) -> str:
+        if figure["value"] is None:
+            return "-"
+        interval = "" if figure["low"] is None else f"  ({figure['low']:.3f} to {figure['high']:.3f})"
+        return f"{figure['value']:.3f}{interval}"
+
+    lines = [
+        f"{details['images']} images, {details['lesions']} lesions, {details['patients']} patients; 95 % intervals by patient"
+    ]
+    lines += [f"  sensitivity at {rate:>3} FP per image  {show(f)}" for rate, f in details["froc"].items()]
+    lines.append(f"  mean of 0.5, 1, 2 and 4           {show(details['average_sensitivity'])}")
+    lines.append(f"  accuracy at IoU 0.5               {show(details['accuracy_at_iou']['0.5'])}")
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""Inference on a whole CT series: slices in, ``detections.json`` and overlays out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from torch.utils.data import Dataset
+
+from scripts.contract import InputContract
+from scripts.evaluation import write_json
+from scripts.frames import px_to_lps
+from scripts.plots import Panel, overlay_sheet
+from scripts.transforms import window_and_resize
+from scripts.volume import Volume, load
+
+SCHEMA_VERSION = 1
+
+
+def neighbour_indices(index: int, count: int, slices: int, step: int) -> list[int]:
+    """Indices of ``slices`` neighbours around ``index``, ``step`` apart.
+
+    Where one lies outside the volume, the nearest one towards the key slice that is inside stands in for it, as in
+    the datalists the network was trained on.
+    """
+    chosen = [index]
+    for direction in (-1, 1):
+        last = index
+        for offset in range(step, step * (slices // 2) + 1, step):
+            if 0 <= index + direction * offset < count:
+                last = index + direction * offset
+            chosen = [last, *chosen] if direction < 0 else [*chosen, last]
+    return chosen
+
+
+class SeriesDataset(Dataset[dict[str, Any]]):
+    """Every slice of a CT series, prepared by the same contract as in training.
+
+    Args:
+        dataset_dir: a folder with a DICOM series, or a NIfTI file.
+        contract: what the weights were trained on.
+        progress: show progress bars while reading.
+    """
+
+    def __init__(self, dataset_dir: str | PathLike[str], contract: InputContract, progress: bool = True) -> None:
+        self.volume = load(dataset_dir, progress)
+        self.contract = contract
+        step_mm = contract.slice_step_mm
+        self.step = 1 if step_mm is None else max(1, round(step_mm / self.volume.spacing_mm[2]))
+
+    @property
+    def data(self) -> list[int]:
+        """Slice numbers; MONAI's bundle tools look for this name."""
+        return list(range(len(self)))
+
+    def __len__(self) -> int:
+        return self.volume.hu.shape[2]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        chosen = neighbour_indices(index, len(self), self.contract.slices, self.step)
+        hu = torch.from_numpy(self.volume.hu[:, :, chosen].transpose(2, 0, 1).astype(np.float32))
+        return {
+            "image": window_and_resize(hu, self.contract).float() / 255,
+            "slice_index": index,
+            "resize_factor": self.contract.size / max(hu.shape[1:]),
+            "spatial_size": tuple(hu.shape[1:]),
+        }
+
+
+class WriteDetections:
+    """Collect the findings of a series; at the end write ``detections.json`` and overlay pictures.
+
+    Args:
+        output_dir: where.
+        dataset: the series.
+        categories: names of the classes.
+        score_threshold: findings below it are not written.
+        model: facts about the weights (file, hash), written along.
+        window_hu: HU shown as black and white in the overlays.
+        pictures: overlay pictures of at most this many slices, those with the highest scores.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | PathLike[str],
+        dataset: SeriesDataset,
+        categories: Sequence[str],
+        score_threshold: float,
+        model: dict[str, Any] | None = None,
+        window_hu: Sequence[float] = (-175.0, 275.0),
+        pictures: int = 12,
+    ) -> None:
+        self.output_dir, self.dataset, self.categories = Path(output_dir), dataset, list(categories)
+        self.score_threshold, self.model, self.pictures = score_threshold, model or {}, pictures
+        self.window_hu = (float(window_hu[0]), float(window_hu[1]))
+        self.found: dict[int, dict[str, Any]] = {}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.found.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _collect(self, engine: Engine) -> None:
+        for item in engine.state.output:  # type: ignore[union-attr]
+            keep = item["score"] >= self.score_threshold
+            self.found[item["slice_index"]] = {key: item[key][keep] for key in ("box_px", "score", "class")}
+
+    def finding(self, volume: Volume, index: int, box_px: Any, score: float, label: int) -> dict[str, Any]:
+        """One entry of ``detections.json``; boxes and slice numbers in the file's own grid."""
+        x0, y0, x1, y1 = map(float, box_px)
+        centre = px_to_lps(np.array([[(x0 + x1) / 2, (y0 + y1) / 2, index + 0.5]]), volume.affine_lps)[0]
+        in_file, slice_in_file = volume.box_in_file((x0, y0, x1, y1), index)
+        spacing = volume.spacing_mm
+        return {
+            "image_uid": volume.image_uids[index] or None,
+            "slice_index": slice_in_file,
+            "box_px": [round(v, 3) for v in in_file],
+            "score": round(float(score), 6),
+            "label": int(label),
+            "category": self.categories[int(label)],
+            "centre_lps_mm": [round(float(v), 3) for v in centre],
+            "size_mm": [round((x1 - x0) * spacing[0], 3), round((y1 - y0) * spacing[1], 3)],
+        }
+
+    def _write(self, engine: Engine) -> None:
+        volume = self.dataset.volume
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        findings = [
+            self.finding(volume, index, box, score, label)
+            for index, found in sorted(self.found.items())
+            for box, score, label in zip(found["box_px"], found["score"], found["class"], strict=True)
+        ]
+        columns, rows, slices = volume.file_shape
+        write_json(
+            self.output_dir / "detections.json",
+            {
+                "schema_version": SCHEMA_VERSION,
+                "model": {**self.model, "score_threshold": self.score_threshold},
+                "series": [
+                    {
+                        "series_uid": volume.series_uid,
+                        "study_uid": volume.study_uid,
+                        "patient_id": None,  # never written; the UIDs lead whoever may know to the patient
+                        "source": {"name": volume.source},
+                        "grid": {
+                            "columns": columns,
+                            "rows": rows,
+                            "slices": slices,
+                            "affine_lps": (volume.affine_lps @ np.linalg.inv(volume.to_file)).round(6).tolist(),
+                        },
+                        "findings": findings,
+                    }
+                ],
+            },
+        )
+        best = sorted((i for i in self.found if len(self.found[i]["score"])), key=lambda i: -self.found[i]["score"].max())
+        panels = [
+            Panel(
+                volume.hu[:, :, i].T,
+                np.empty((0, 4)),
+                self.found[i]["box_px"],
+                self.found[i]["score"],
+                f"slice {i + 1} of {len(self.dataset)}",
+            )
+            for i in sorted(best[: self.pictures])
+        ]
+        written = "detections.json"
+        if panels:
+            overlay_sheet(panels, self.output_dir / "overlays.png", window_hu=self.window_hu)
+            written += " and overlays.png"
+        print(
+            f"{len(findings)} findings with a score of at least {self.score_threshold:.3f} on {len(best)} of "
+            f"{len(self.dataset)} slices; wrote {written} to {self.output_dir}"
+        )

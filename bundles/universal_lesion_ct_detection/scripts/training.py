@@ -1,0 +1,173 @@
+"""What happens in one training iteration, and in what order the learning rate goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from scripts.device import autocast_dtype, choose
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Images stacked to (B, C, X, Y); boxes, labels and everything else as lists, because their lengths differ."""
+    return {
+        "image": torch.stack([item["image"] for item in items]),
+        **{key: [item[key] for item in items] for key in items[0] if key != "image"},
+    }
+
+
+def no_loss(*_: Any) -> None:
+    """What the trainer is given as loss function: the losses are the detector's own."""
+
+
+def parameter_groups(network: nn.Module, body_rate: float, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Pretrained body with its own learning rate; no weight decay on biases and norms (they are vectors)."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((".body." in f".{name}", parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": body_rate if body else rate,
+            "weight_decay": weight_decay if matrix else 0.0,
+        }
+        for (body, matrix), parameters in groups.items()
+    ]
+
+
+def warmup_cosine(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:
+    """Learning rate: linear over ``warmup`` steps, then a cosine to 1 % at ``steps``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        done = min(1.0, (step - warmup) / max(1, steps - warmup))
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+    return LambdaLR(optimizer, factor)
+
+
+def average_of(network: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of a network's weights (and buffers)."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+class TrainStep:
+    """``iteration_update`` of the trainer.
+
+    MONAI's own iteration cannot take a detector's dict of losses and hard-codes ``autocast("cuda")``.
+
+    Args:
+        detector: :class:`scripts.detector.LesionDetector`.
+        optimizer, scheduler: stepped each iteration.
+        average: the moving average to update.
+        device: where to compute.
+        amp: see :func:`scripts.device.autocast_dtype`.
+        clip: greatest norm of the gradient.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LambdaLR,
+        average: AveragedModel,
+        device: str | torch.device,
+        amp: bool | str = "auto",
+        clip: float = 10.0,
+    ) -> None:
+        self.detector, self.optimizer, self.scheduler, self.average = detector, optimizer, scheduler, average
+        self.device = choose(device)
+        self.dtype = autocast_dtype(amp, self.device)
+        self.clip = clip
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # GroupNorm and depthwise convolutions are far faster this way round on CPU and GPU alike.
+        detector.to(memory_format=torch.channels_last)
+
+    def __call__(self, engine: Engine, batch: dict[str, Any]) -> dict[str, float]:
+        self.detector.train()
+        images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        targets = [
+            {"box": box.to(self.device), "label": label.to(self.device)}
+            for box, label in zip(batch["box"], batch["label"], strict=True)
+        ]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            losses: dict[str, Tensor] = self.detector(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} at iteration {engine.state.iteration}; lower --learning_rate or set --amp False"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.average.update_parameters(self.detector.network)  # type: ignore[arg-type]
+        return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
+
+
+class SeedEpochs:
+    """Seed shuffling and augmentation from (seed, epoch), so that a resumed training sees what it would have seen."""
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        self.loader, self.seed = loader, seed
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        seed = self.seed * 100_003 + engine.state.epoch
+        torch.manual_seed(seed)
+        if self.loader.generator is not None:
+            self.loader.generator.manual_seed(seed)
+        transform = getattr(self.loader.dataset, "transform", None)
+        if hasattr(transform, "set_random_state"):
+            transform.set_random_state(seed=seed % 2**32)
+
+
+class TimeBudget:
+    """End the training in good order when its wall-clock time is used up; time before a resume counts."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.minutes = minutes
+        self.used_before = 0.0
+        self.started = time.monotonic()
+
+    @property
+    def used(self) -> float:
+        """Seconds of training so far, earlier runs included."""
+        return self.used_before + time.monotonic() - self.started
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _start(self, engine: Engine) -> None:
+        self.started = time.monotonic()
+
+    def __call__(self, engine: Engine) -> None:
+        if self.minutes is not None and self.used > 60 * self.minutes:
+            engine.logger.warning("the time budget of %g minutes is used up; stopping here", self.minutes)
+            engine.terminate()
+
+
+
+class Progress:
+    """A progress bar an epoch, with the running loss."""
+
+    def attach(self, engine: Engine) -> None:
+        ProgressBar(persist=False, desc="epoch" if hasattr(engine, "optimizer") else "detecting").attach(
+            engine, output_transform=lambda out: {"loss": out["loss"]} if isinstance(out, dict) else {}
+        )

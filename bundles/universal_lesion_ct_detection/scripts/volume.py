@@ -1,0 +1,205 @@
+"""A CT series as a volume: a DICOM folder or a NIfTI file, turned to axes L, P, S, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from tqdm import tqdm
+
+Array = npt.NDArray[np.float64]
+
+AIR_HU = -1024.0
+MAX_VOXELS = 2**31
+"""A whole-body CT has less; a larger one is damage or no CT."""
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A CT volume in axis order L, P, S.
+
+    Args:
+        hu: [X, Y, Z] int16 HU; x grows to the left, y to the back, z to the head.
+        affine_lps: (4, 4), voxel centres (indices of ``hu``) -> LPS mm.
+        to_file: (4, 4), indices of ``hu`` -> indices (column, row, slice) of the file's own grid.
+        image_uids: SOP Instance UID of each slice of ``hu``; empty strings for NIfTI.
+        series_uid, study_uid: None where the files have none.
+        source: name of the file or folder.
+        file_shape: columns, rows, slices of the file's own grid.
+    """
+
+    hu: npt.NDArray[np.int16]
+    affine_lps: Array
+    to_file: Array
+    image_uids: tuple[str, ...]
+    series_uid: str | None
+    study_uid: str | None
+    source: str
+    file_shape: tuple[int, int, int]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along x, y, z."""
+        x, y, z = np.linalg.norm(self.affine_lps[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    def box_in_file(self, box_px: Sequence[float], slice_index: int) -> tuple[list[float], int]:
+        """A box on slice ``slice_index`` of ``hu`` -> the box and the slice number in the file's own grid."""
+        corners = np.array([[box_px[0], box_px[1], slice_index + 0.5], [box_px[2], box_px[3], slice_index + 0.5]])
+        there = (corners - 0.5) @ self.to_file[:3, :3].T + self.to_file[:3, 3] + 0.5
+        low, high = there.min(axis=0), there.max(axis=0)
+        return [float(low[0]), float(low[1]), float(high[0]), float(high[1])], int(np.floor(low[2]))
+
+
+def load(path: str | PathLike[str], progress: bool = True) -> Volume:
+    """Read a CT series.
+
+    Args:
+        path: a folder with one DICOM series, or a ``.nii`` / ``.nii.gz`` file (or a folder with just one).
+
+    Raises:
+        ValueError: nothing there, several series, a missing or duplicate slice, uneven spacing, a tilted gantry,
+            not axial, not CT, or damaged; the message names the file and says what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        niftis = sorted(p for p in path.iterdir() if p.name.endswith((".nii", ".nii.gz")))
+        if len(niftis) == 1:
+            return _load_nifti(niftis[0])
+        if niftis:
+            raise ValueError(f"{path}: holds {len(niftis)} NIfTI files; name one of them")
+        return _load_dicom(path, progress)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder (--dataset_dir)")
+    if path.name.endswith((".nii", ".nii.gz")):
+        return _load_nifti(path)
+    raise ValueError(f"{path}: give a folder with a DICOM series, or a .nii or .nii.gz file")
+
+
+def _turned(data: npt.NDArray[Any], affine_ras: Array, path: Path) -> tuple[npt.NDArray[Any], Array, Array]:
+    """Data and affine turned to L, P, S axes, and the map from the new indices to the old."""
+    now = io_orientation(affine_ras)
+    if np.isnan(now).any():
+        raise ValueError(f"{path}: its affine is singular; the file is damaged")
+    if int(now[2, 0]) != 2:
+        raise ValueError(f"{path}: slices are not axial; the detector was trained on axial slices only")
+    turn = ornt_transform(now, axcodes2ornt(("L", "P", "S")))
+    back = inv_ornt_aff(turn, data.shape)
+    return apply_orientation(data, turn), affine_ras @ back, back
+
+
+def _load_nifti(path: Path) -> Volume:
+    try:
+        image = nib.load(path)
+        shape = image.shape
+        if len(shape) != 3 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
+            raise ValueError(f"{path}: a CT volume has three axes, this file's shape is {shape}")
+        data = np.asanyarray(image.dataobj)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
+    data, affine, back = _turned(data, np.asarray(image.affine, dtype=np.float64), path)
+    hu = np.clip(np.rint(np.nan_to_num(data, nan=AIR_HU)), -32768, 32767).astype(np.int16)
+    return Volume(hu, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, back, ("",) * hu.shape[2], None, None, path.name, shape)
+
+
+def _uid(dataset: pydicom.Dataset) -> str:
+    # Some archives have files whose UIDs are empty; the file meta still has the instance's own.
+    return str(dataset.get("SOPInstanceUID") or getattr(dataset.file_meta, "MediaStorageSOPInstanceUID", "") or "")
+
+
+def _load_dicom(folder: Path, progress: bool) -> Volume:
+    headers: list[tuple[Path, pydicom.Dataset]] = []
+    for file in tqdm(sorted(p for p in folder.iterdir() if p.is_file()), desc="reading", unit="slice", disable=not progress):
+        try:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        except Exception:  # not DICOM: a DICOMDIR, a licence, a thumbnail
+            continue
+        if "ImagePositionPatient" in dataset and dataset.get("Rows"):
+            headers.append((file, dataset))
+    if not headers:
+        raise ValueError(f"{folder}: no DICOM slices with an image position in this folder")
+    series = {str(d.get("SeriesInstanceUID") or "") for _, d in headers}
+    if len(series) > 1:
+        raise ValueError(f"{folder}: holds {len(series)} series; give a folder with one")
+    first = headers[0][1]
+    if first.get("Modality") not in (None, "", "CT"):
+        raise ValueError(f"{folder}: modality {first.Modality}, the detector was trained on CT")
+    geometry = {
+        (int(d.Rows), int(d.Columns), *np.round([*d.ImageOrientationPatient, *d.PixelSpacing], 4).tolist())
+        for _, d in headers
+    }
+    if len(geometry) > 1:
+        raise ValueError(f"{folder}: slices of different size, spacing or orientation; split the series first")
+    cosines = np.array(first.ImageOrientationPatient, dtype=np.float64)
+    normal = np.cross(cosines[:3], cosines[3:])
+    normal *= 1.0 if normal[2] >= 0 else -1.0  # slices are counted towards the head, as everywhere in this project
+    headers.sort(key=lambda entry: float(np.dot(normal, np.array(entry[1].ImagePositionPatient, dtype=np.float64))))
+    positions = np.array([d.ImagePositionPatient for _, d in headers], dtype=np.float64)
+    step = _step(positions, normal, folder) if len(headers) > 1 else normal * float(first.get("SliceThickness") or 1.0)
+    rows, columns = int(first.Rows), int(first.Columns)
+    hu = np.empty((columns, rows, len(headers)), dtype=np.int16)
+    for index, (file, _) in enumerate(tqdm(headers, desc="decoding", unit="slice", disable=not progress)):
+        hu[:, :, index] = _pixels(file, rows, columns).T
+    row_mm, column_mm = map(float, first.PixelSpacing)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2] = cosines[:3] * column_mm, cosines[3:] * row_mm, step
+    affine[:3, 3] = positions[0]
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
+    turned, affine_ras, back = _turned(hu, to_ras @ affine, folder)
+    order = [int(round(v)) for v in (np.arange(len(headers)) * back[2, 2] + back[2, 3])]
+    return Volume(
+        np.ascontiguousarray(turned),
+        to_ras @ affine_ras,
+        back,
+        tuple(_uid(headers[i][1]) for i in order),
+        str(first.get("SeriesInstanceUID") or "") or None,
+        str(first.get("StudyInstanceUID") or "") or None,
+        folder.name,
+        (columns, rows, len(headers)),
+    )
+
+
+def _step(positions: Array, normal: Array, folder: Path) -> Array:
+    """The vector from one slice to the next; refuses gaps, duplicates and a tilted gantry."""
+    along = positions @ normal
+    gaps = np.diff(along)
+    usual = float(np.median(gaps))
+    if (gaps < 0.01).any():
+        raise ValueError(f"{folder}: two slices at the same place ({along[int(gaps.argmin())]:.2f} mm); remove one")
+    wrong = np.flatnonzero(np.abs(gaps - usual) > 0.1 * usual)
+    if len(wrong):
+        at = int(wrong[0])
+        raise ValueError(
+            f"{folder}: slices are missing or unevenly spaced: {gaps[at]:.2f} mm after position {along[at]:.2f} mm, "
+            f"elsewhere {usual:.2f} mm"
+        )
+    step: Array = (positions[-1] - positions[0]) / (len(positions) - 1)
+    if np.abs(step - normal * np.dot(step, normal)).max() > 0.05 * usual:
+        raise ValueError(f"{folder}: the gantry is tilted; resample the series to upright slices first")
+    return step
+
+
+def _pixels(file: Path, rows: int, columns: int) -> npt.NDArray[np.int16]:
+    """One slice as (rows, columns) HU; padding becomes air."""
+    try:
+        dataset = pydicom.dcmread(file)
+        stored = dataset.pixel_array
+    except Exception as error:
+        raise ValueError(f"{file}: cannot decode this slice ({str(error).splitlines()[0]})") from error
+    if stored.shape != (rows, columns):
+        raise ValueError(f"{file}: pixel data of shape {stored.shape}, the header says {(rows, columns)}")
+    hu = stored * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
+    padding = dataset.get("PixelPaddingValue")
+    if padding is not None:
+        hu = np.where(stored == padding, AIR_HU, hu)
+    return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
