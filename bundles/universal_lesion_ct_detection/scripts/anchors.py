@@ -41,7 +41,9 @@ class ExactAnchorGenerator(AnchorGenerator):
         return torch.stack([-half_x, -half_y, half_x, half_y], dim=1)
 
     def forward(self, images: Tensor, feature_maps: list[Tensor]) -> list[Tensor]:
-        anchors: list[Tensor] = super().forward(images, [torch.empty_like(f, dtype=torch.float32) for f in feature_maps])
+        anchors: list[Tensor] = super().forward(
+            images, [torch.empty_like(f, dtype=torch.float32) for f in feature_maps]
+        )
         return anchors
 
 
@@ -79,9 +81,7 @@ def best_possible_recall(
     return float((best >= iou).mean())
 
 
-def fit_sizes(
-    extents_px: npt.NDArray[np.float64], strides: Sequence[int], per_level: int = 1
-) -> list[list[float]]:
+def fit_sizes(extents_px: npt.NDArray[np.float64], strides: Sequence[int], per_level: int = 1) -> list[list[float]]:
     """Anchor sizes for each level, geometric between the 2nd and the 98th percentile of the boxes' sizes.
 
     A box's size is the root of its area. Equal ratios between neighbouring sizes make the worst IoU of a square box

@@ -59,9 +59,7 @@ def atss(
     overlap = pairwise_iou(boxes[:, :, None], anchors[index])
     threshold = overlap.mean(-1, keepdim=True) + overlap.std(-1, keepdim=True)
     points = centre[index]
-    inside = (
-        torch.minimum(points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points).amin(-1) > 0.01
-    )
+    inside = torch.minimum(points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points).amin(-1) > 0.01
     positive = (overlap >= threshold) & inside & real[:, :, None]
     table = torch.full_like(distance, -1.0)
     # A box's candidates are distinct anchors, so nothing is written twice.

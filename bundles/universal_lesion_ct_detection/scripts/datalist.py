@@ -70,9 +70,7 @@ def load(path: str | PathLike[str]) -> Datalist:
         sections[section] = items
     if not any(sections.values()):
         raise ValueError(f"{path}: the datalist is empty; look at rejected.csv of the harvest for the reasons")
-    return Datalist(
-        str(path), sections, categories, hashlib.sha256(data).hexdigest(), content.get("kind") == "truth"
-    )
+    return Datalist(str(path), sections, categories, hashlib.sha256(data).hexdigest(), content.get("kind") == "truth")
 
 
 def _problem(item: Any, classes: int) -> str | None:
@@ -139,10 +137,7 @@ def section(
             "image": item["image"],
             "box": item["box"],
             "label": [0] * len(item["label"]) if single_class else item["label"],
-            "meta": {
-                key: item.get(key)
-                for key in ("patient_id", "spacing_mm", "slice_index", "image_size", *LISTS)
-            },
+            "meta": {key: item.get(key) for key in ("patient_id", "spacing_mm", "slice_index", "image_size", *LISTS)},
         }
         for item in items
     ]

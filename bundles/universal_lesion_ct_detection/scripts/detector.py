@@ -87,9 +87,7 @@ class LesionDetector(RetinaNetDetector):
             boxes, real = pad_boxes([t[self.target_box_key].to(logits) for t in targets])
             per_level = [n * self.num_anchors_per_loc for n in num_anchor_locs_per_level]
             with torch.no_grad():
-                matched, _ = atss(
-                    anchors[0], per_level, boxes, real, self.candidates * self.num_anchors_per_loc
-                )
+                matched, _ = atss(anchors[0], per_level, boxes, real, self.candidates * self.num_anchors_per_loc)
             image, anchor = torch.nonzero(matched >= 0, as_tuple=True)
             box = matched[image, anchor]
             decoded = decode(deltas[image, anchor], anchors[0][anchor])
@@ -130,14 +128,14 @@ class LesionDetector(RetinaNetDetector):
                 labels = kind.gather(1, where)
             boxes = decode(deltas.gather(1, where[..., None].expand(-1, -1, 4)), anchors[0][where])
             results = []
-            for b, v, l, (size_x, size_y) in zip(boxes, values, labels, image_sizes, strict=True):
+            for b, v, kinds, (size_x, size_y) in zip(boxes, values, labels, image_sizes, strict=True):
                 b = b.clamp(min=0).minimum(b.new_tensor([size_x, size_y, size_x, size_y]))
-                good = (v > selector.score_thresh) & ((b[:, 2:] - b[:, :2]) > 1e-3).all(-1)
-                b, v, l = b[good], v[good], l[good]
-                group = l if self.class_aware_nms else torch.zeros_like(l)
+                good = (v > selector.score_thresh) & ((b[:, 2:] - b[:, :2]) >= 1).all(-1)  # at least a pixel, as MONAI
+                b, v, kinds = b[good], v[good], kinds[good]
+                group = kinds if self.class_aware_nms else torch.zeros_like(kinds)
                 keep = batched_nms(b, v, group, selector.nms_thresh)[: selector.detections_per_img]
                 results.append(
-                    {self.target_box_key: b[keep], self.pred_score_key: v[keep], self.target_label_key: l[keep]}
+                    {self.target_box_key: b[keep], self.pred_score_key: v[keep], self.target_label_key: kinds[keep]}
                 )
         return results
 

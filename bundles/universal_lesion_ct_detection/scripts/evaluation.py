@@ -59,8 +59,8 @@ class DetectStep:
 
 
 def image_result(item: dict[str, Any]) -> ImageResult:
-    """One output of :class:`DetectStep` -> what the metrics take; marked boxes back in px of the stored slice."""
-    truth = torch.as_tensor(item["box"]).float().reshape(-1, 4) / item["resize_factor"]
+    """One output of :class:`DetectStep` -> what the metrics take; marked boxes as the datalist has them."""
+    truth = np.array(item["stored_box"], dtype=np.float64).reshape(-1, 4)
     count = len(truth)
     meta = item.get("meta") or {}
     attributes: dict[str, Sequence[Any]] = {
@@ -77,7 +77,7 @@ def image_result(item: dict[str, Any]) -> ImageResult:
         patient_id=str(patient) if patient else str(Path(item["image_path"]).parent),
         boxes_px=item["box_px"],
         scores=item["score"],
-        true_boxes_px=truth.numpy().astype(np.float64),
+        true_boxes_px=truth,
         true_attributes=attributes,
     )
 
@@ -85,7 +85,7 @@ def image_result(item: dict[str, Any]) -> ImageResult:
 class DetectionMetrics:
     """Collect an evaluator's outputs; at the end of the epoch put the figures into ``engine.state.metrics``.
 
-    ``engine.state.details`` is the content of ``metrics.json``; ``engine.state.metrics`` its plain values.
+    ``details`` is the content of ``metrics.json``; ``engine.state.metrics`` its plain values.
     """
 
     def __init__(self, category_names: Sequence[str] | None = None, bootstrap: int = 1000, seed: int = 0) -> None:
@@ -104,8 +104,8 @@ class DetectionMetrics:
 
     def _finish(self, engine: Engine) -> None:
         details = self.metric.compute()
-        engine.state.details = details
         engine.state.metrics = lesion_metrics.scalars(details)
+        self.details = details
 
 
 class Report:
@@ -141,7 +141,7 @@ class Report:
         engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        details: dict[str, Any] = engine.state.details
+        details = self.metrics.details
         self.output_dir.mkdir(parents=True, exist_ok=True)
         write_json(self.output_dir / "metrics.json", details)
         results = self.metrics.metric.results
@@ -182,6 +182,7 @@ class KeepBest:
 
     Args:
         path: of ``model.pt``.
+        metrics: the handler that collected the results.
         state: :class:`scripts.checkpoint.ResumableState`, which remembers the best value over resumes.
         network: the (averaged) network that was validated.
         contract, categories, anchor_sizes: stored with the weights.
@@ -192,6 +193,7 @@ class KeepBest:
     def __init__(
         self,
         path: str | PathLike[str],
+        metrics: DetectionMetrics,
         state: Any,
         network: nn.Module,
         contract: InputContract,
@@ -200,7 +202,7 @@ class KeepBest:
         key: str = "average_sensitivity",
         fp_per_image: str = "1",
     ) -> None:
-        self.path, self.state, self.network = Path(path), state, network
+        self.path, self.metrics, self.state, self.network = Path(path), metrics, state, network
         self.contract, self.categories, self.anchor_sizes = contract, categories, anchor_sizes
         self.key, self.fp_per_image = key, fp_per_image
 
@@ -212,7 +214,7 @@ class KeepBest:
         if self.state.best is not None and value <= self.state.best:
             return
         self.state.best = value
-        threshold = engine.state.details["score_at_fp_per_image"].get(self.fp_per_image)  # type: ignore[attr-defined]
+        threshold = self.metrics.details["score_at_fp_per_image"].get(self.fp_per_image)
         save_model(
             self.path,
             self.network,
@@ -237,7 +239,7 @@ class Validate:
         last = engine.state.epoch == engine.state.max_epochs or engine.should_terminate
         if engine.state.epoch % self.interval == 0 or last:
             self.evaluator.state.epoch = 0
-            self.evaluator.state.training_epoch = engine.state.epoch
+            self.evaluator.state.training_epoch = engine.state.epoch  # type: ignore[attr-defined]
             self.evaluator.run()
 
 
@@ -261,9 +263,8 @@ def table(details: dict[str, Any]) -> str:
         interval = "" if figure["low"] is None else f"  ({figure['low']:.3f} to {figure['high']:.3f})"
         return f"{figure['value']:.3f}{interval}"
 
-    lines = [
-        f"{details['images']} images, {details['lesions']} lesions, {details['patients']} patients; 95 % intervals by patient"
-    ]
+    counts = f"{details['images']} images, {details['lesions']} lesions, {details['patients']} patients"
+    lines = [f"{counts}; 95 % intervals by patient"]
     lines += [f"  sensitivity at {rate:>3} FP per image  {show(f)}" for rate, f in details["froc"].items()]
     lines.append(f"  mean of 0.5, 1, 2 and 4           {show(details['average_sensitivity'])}")
     lines.append(f"  accuracy at IoU 0.5               {show(details['accuracy_at_iou']['0.5'])}")

@@ -59,7 +59,7 @@ class SeriesDataset(Dataset[dict[str, Any]]):
         return list(range(len(self)))
 
     def __len__(self) -> int:
-        return self.volume.hu.shape[2]
+        return int(self.volume.hu.shape[2])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         chosen = neighbour_indices(index, len(self), self.contract.slices, self.step)
@@ -158,7 +158,9 @@ class WriteDetections:
                 ],
             },
         )
-        best = sorted((i for i in self.found if len(self.found[i]["score"])), key=lambda i: -self.found[i]["score"].max())
+        best = sorted(
+            (i for i in self.found if len(self.found[i]["score"])), key=lambda i: -self.found[i]["score"].max()
+        )
         panels = [
             Panel(
                 volume.hu[:, :, i].T,

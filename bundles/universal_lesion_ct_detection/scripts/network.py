@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import timm
 import torch
@@ -90,7 +91,7 @@ class PyramidBackbone(nn.Module):
         frozen_stages: int = 2,
     ) -> None:
         super().__init__()
-        body = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
+        body: Any = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
         if pretrained:
             weights = imagenet_weights()
             body.load_state_dict({name: weights[name] for name in body.state_dict()})
@@ -121,6 +122,15 @@ class PyramidBackbone(nn.Module):
         return list(self.fpn({str(stride): f for stride, f in zip(STRIDES, features, strict=True)}).values())
 
 
+def _convolution(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+    """A 3x3 convolution initialised as in the RetinaNet paper."""
+    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
 class Head(nn.Module):
     """``convolutions`` x (3x3 convolution, group norm, ReLU) and a 3x3 output, shared by all levels."""
 
@@ -128,17 +138,8 @@ class Head(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(convolutions):
-            layers += [
-                nn.Conv2d(in_channels, in_channels, 3, padding=1),
-                nn.GroupNorm(8, in_channels),
-                nn.ReLU(inplace=True),
-            ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(in_channels, outputs, 3, padding=1))
-        for layer in self.layers:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.layers[-1].bias, bias)
+            layers += [_convolution(in_channels, in_channels), nn.GroupNorm(8, in_channels), nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers, _convolution(in_channels, outputs, bias))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [self.layers(feature) for feature in features]
@@ -178,7 +179,9 @@ class LesionNet(RetinaNet):
             size_divisible=STRIDES[-1],
         )
         prior = 0.01  # of an anchor being a lesion, as in the RetinaNet paper
-        self.classification_head = Head(
+        self.classification_head: nn.Module = Head(  # type: ignore[assignment]
             channels, num_anchors * num_classes, head_convolutions, -math.log((1 - prior) / prior)
         )
-        self.regression_head = Head(channels, num_anchors * 4, head_convolutions)
+        self.regression_head: nn.Module = Head(  # type: ignore[assignment]
+            channels, num_anchors * 4, head_convolutions
+        )

@@ -29,7 +29,7 @@ def default_uri(output_dir: str | PathLike[str]) -> str:
 def code_version(bundle_root: str | PathLike[str]) -> str:
     """The bundle's version, and the git commit where the bundle lies in a checkout."""
     root = Path(bundle_root)
-    version = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
+    version: str = json.loads((root / "configs" / "metadata.json").read_text(encoding="utf-8"))["version"]
     try:
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
@@ -179,6 +179,8 @@ class LogTraining:
 
     def _log_validation(self, engine: Engine) -> None:
         chosen = {
-            f"tuning/{k}": v for k, v in engine.state.metrics.items() if k.startswith(("froc/", "average_sens", "accuracy"))
+            f"tuning/{k}": v
+            for k, v in engine.state.metrics.items()
+            if k.startswith(("froc/", "average_sens", "accuracy"))
         }
         self.tracker.log(chosen, engine.state.training_epoch)  # type: ignore[attr-defined]

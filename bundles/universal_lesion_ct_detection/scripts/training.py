@@ -107,7 +107,8 @@ class TrainStep:
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at iteration {engine.state.iteration}; lower --learning_rate or set --amp False"
+                f"the loss is {float(loss)} at iteration {engine.state.iteration}; "
+                "lower --learning_rate or set --amp False"
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -132,7 +133,7 @@ class SeedEpochs:
         torch.manual_seed(seed)
         if self.loader.generator is not None:
             self.loader.generator.manual_seed(seed)
-        transform = getattr(self.loader.dataset, "transform", None)
+        transform: Any = getattr(self.loader.dataset, "transform", None)
         if hasattr(transform, "set_random_state"):
             transform.set_random_state(seed=seed % 2**32)
 
@@ -161,7 +162,6 @@ class TimeBudget:
         if self.minutes is not None and self.used > 60 * self.minutes:
             engine.logger.warning("the time budget of %g minutes is used up; stopping here", self.minutes)
             engine.terminate()
-
 
 
 class Progress:

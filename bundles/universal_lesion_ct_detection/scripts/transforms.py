@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
-from monai.transforms import MapTransform, RandomizableTransform
+from monai.transforms.transform import MapTransform, RandomizableTransform
 from torch import Tensor
 
 from scripts.contract import InputContract
@@ -75,8 +75,9 @@ class ApplyContractd(MapTransform):
     """HU [slices, X, Y] -> the network's channels as uint8 [slices x windows, size, size], boxes along.
 
     The slice is resized so that its longer side is ``contract.size``; the rest is padded at the end with the
-    window's lower edge. ``resize_factor`` is kept to bring boxes back. uint8, because the windowed CT of a data set
-    then fits in memory, and its step (1.8 HU for a 450 HU window) is far below the noise.
+    window's lower edge. ``resize_factor`` is kept to bring boxes back, and ``stored_box``, the boxes as they came.
+    uint8, because the windowed CT of a data set then fits in memory, and its step (1.8 HU for a 450 HU window) is far
+    below the noise.
     """
 
     def __init__(self, keys: Sequence[str], contract: InputContract, box_key: str | None = "box") -> None:
@@ -93,6 +94,7 @@ class ApplyContractd(MapTransform):
             d["resize_factor"] = factor
             d["spatial_size"] = tuple(hu.shape[1:])
             if self.box_key is not None and self.box_key in d:
+                d[f"stored_{self.box_key}"] = d[self.box_key]
                 boxes = torch.as_tensor(d[self.box_key], dtype=torch.float32).reshape(-1, 4)
                 d[self.box_key] = boxes * factor
                 d["label"] = torch.as_tensor(d["label"], dtype=torch.int64).reshape(-1)
@@ -213,4 +215,3 @@ def affine(
         ends = (boxes[:, axis::2] - half) * signs[axis] * scale + half + shift[axis] * sizes[axis]
         boxes[:, axis], boxes[:, axis + 2] = ends.amin(1), ends.amax(1)
     return out, boxes
-

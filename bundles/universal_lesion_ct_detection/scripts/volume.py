@@ -98,7 +98,7 @@ def _turned(data: npt.NDArray[Any], affine_ras: Array, path: Path) -> tuple[npt.
 
 def _load_nifti(path: Path) -> Volume:
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
         shape = image.shape
         if len(shape) != 3 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
             raise ValueError(f"{path}: a CT volume has three axes, this file's shape is {shape}")
@@ -119,7 +119,9 @@ def _uid(dataset: pydicom.Dataset) -> str:
 
 def _load_dicom(folder: Path, progress: bool) -> Volume:
     headers: list[tuple[Path, pydicom.Dataset]] = []
-    for file in tqdm(sorted(p for p in folder.iterdir() if p.is_file()), desc="reading", unit="slice", disable=not progress):
+    for file in tqdm(
+        sorted(p for p in folder.iterdir() if p.is_file()), desc="reading", unit="slice", disable=not progress
+    ):
         try:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
         except Exception:  # not DICOM: a DICOMDIR, a licence, a thumbnail
@@ -156,7 +158,7 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
     affine[:3, 3] = positions[0]
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
     turned, affine_ras, back = _turned(hu, to_ras @ affine, folder)
-    order = [int(round(v)) for v in (np.arange(len(headers)) * back[2, 2] + back[2, 3])]
+    order = [round(v) for v in (np.arange(len(headers)) * back[2, 2] + back[2, 3])]
     return Volume(
         np.ascontiguousarray(turned),
         to_ras @ affine_ras,

@@ -1,0 +1,250 @@
+"""Harvest: files, folders and CSVs -> ``bookmarks.parquet``, ``lesions.parquet`` and ``rejected.csv``.
+
+Formats are the readers' business; here are many files, several processes, and what happens when one of them is
+killed: what is read stays in a hidden work folder until the tables are whole, and a second run with the same
+arguments goes on from there. Its tables are then the same, byte for byte, as those of a run that was never disturbed.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from data_prep.atomic import atomic_path, make_folder
+from data_prep.errors import DataPrepError
+from data_prep.harvest_join import FindImage, Joined, join
+from data_prep.harvest_parts import PartCounts, SourceFile, find_files, in_parts, part_path, read_part
+from data_prep.readers import Rejection
+
+WORK_FOLDER = ".harvest-work"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestSummary:
+    """What a harvest found; all numbers are counts.
+
+    ``bookmarks`` is by (source, form). ``images`` are files that are images, not marks. ``with_image`` counts lesions
+    whose PNG slice is there (``images_checked``: whether a folder was given to look in), ``with_dicom`` lesions whose
+    DICOM image is there. ``rejected`` is the number of rows of ``rejected.csv``, of which ``duplicates`` are copies of
+    a harvested mark.
+    """
+
+    files: int
+    images: int
+    bookmarks: dict[tuple[str, str], int] = field(default_factory=dict)
+    lesions: int
+    with_box: int
+    with_image: int
+    with_dicom: int
+    images_checked: bool
+    patients: int
+    patients_in_two_splits: int
+    rejected: int
+    duplicates: int
+
+    @property
+    def total_bookmarks(self) -> int:
+        """All marks."""
+        return sum(self.bookmarks.values())
+
+    def lines(self) -> list[str]:
+        """The summary in words, for people."""
+        lines = [f"read {self.files:,} files; {self.images:,} of them are images"]
+        lines.append(f"{self.total_bookmarks:,} bookmarks:")
+        lines += [f"    {source:14} {form:14} {count:>9,}" for (source, form), count in sorted(self.bookmarks.items())]
+        lines.append(f"{self.lesions:,} lesions of {self.patients:,} patients; {self.with_box:,} have a box")
+        if self.images_checked or self.with_dicom:
+            slices = f"{self.with_image:,} have their PNG slice, " if self.images_checked else ""
+            missing = self.lesions - self.with_dicom - (self.with_image if self.images_checked else 0)
+            lines.append(f"    {slices}{self.with_dicom:,} have their DICOM image, {missing:,} have no image there")
+        else:
+            lines.append("    images were not looked for (give --images)")
+        if self.patients_in_two_splits:
+            lines.append(
+                f"    {self.patients_in_two_splits:,} patients are stated in two splits; each went to one as a whole"
+            )
+        lines.append(f"{self.rejected:,} rows in rejected.csv ({self.duplicates:,} of them copies)")
+        return lines
+
+
+def harvest(
+    sources: Sequence[Path], out: Path, *, images: Path | None = None, workers: int = 1, progress: bool = True
+) -> HarvestSummary:
+    """Read every mark in ``sources``.
+
+    Args:
+        sources: files and folders.
+        out: output folder, made where it is missing.
+        images: a folder of PNG slices (``SERIES/NNN.png``) or of DICOM images. A mark keeps its ``image`` only where
+            that PNG is there; DICOM images give their marks spacing, size, patient and place in the series. Where it
+            is None, paths are kept unchecked and DICOM images that lie among the sources are used.
+        workers: processes.
+        progress: show progress bars.
+
+    Returns:
+        The counts.
+
+    Raises:
+        DataPrepError: a source or the images folder is missing, or the output cannot be written.
+    """
+    if images is not None and not images.is_dir():
+        raise DataPrepError(f"{images}: no such images folder")
+    out = make_folder(out)
+    files, refused = find_files([Path(source) for source in sources], out)
+    if not files and not refused:
+        raise DataPrepError(f"{', '.join(map(str, sources))}: no file to read")
+    work = make_folder(out / WORK_FOLDER)
+    parts = list(in_parts(files))
+    counts = _read_all(parts, work, workers, progress)
+    parquet = [part_path(part, work).with_suffix(".parquet") for part in parts]
+    find_image = _find_image(parquet, sources, images, counts, work, workers, progress)
+    with tqdm(total=counts.bookmarks, desc="merging marks", unit="mark", disable=not progress) as bar:
+        joined = join(
+            parquet,
+            out,
+            work,
+            image_exists=None if images is None else _exists_below(images),
+            find_image=find_image,
+            on_progress=bar.update,
+        )
+    rejected = _write_rejected(refused, parts, work, joined, out / "rejected.csv")
+    shutil.rmtree(work, ignore_errors=True)
+    return HarvestSummary(
+        files=counts.files,
+        images=counts.images,
+        bookmarks=dict(sorted(Counter(joined.bookmarks).items())),
+        lesions=joined.lesions,
+        with_box=joined.with_box,
+        with_image=joined.with_image,
+        with_dicom=joined.with_dicom,
+        images_checked=images is not None,
+        patients=joined.patients,
+        patients_in_two_splits=joined.patients_in_two_splits,
+        rejected=rejected,
+        duplicates=joined.duplicates,
+    )
+
+
+def _read_all(parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, progress: bool) -> PartCounts:
+    total = PartCounts()
+    bar = tqdm(total=sum(map(len, parts)), desc="reading files", unit="file", disable=not progress)
+    with bar:
+
+        def done(counts: PartCounts) -> None:
+            total.add(counts)
+            bar.set_postfix(marks=total.bookmarks, refresh=False)
+            bar.update(counts.files)
+
+        if workers <= 1 or len(parts) == 1:
+            for part in parts:
+                done(read_part(part, work, lambda marks: bar.set_postfix(marks=total.bookmarks + marks)))
+        else:
+            for counts in _in_processes(parts, work, workers):
+                done(counts)
+    return total
+
+
+def _in_processes(parts: Sequence[Sequence[SourceFile]], work: Path, workers: int) -> Iterator[PartCounts]:
+    # Spawned, not forked: the parent holds threads and locks of Arrow.
+    context = multiprocessing.get_context("spawn")
+    queue = iter(parts)
+    running: set[Future[PartCounts]] = set()
+    try:
+        with ProcessPoolExecutor(min(workers, len(parts)), mp_context=context) as pool:
+            while True:
+                # A few in hand for each worker: the list of files may be very long.
+                for part in queue:
+                    running.add(pool.submit(read_part, part, work))
+                    if len(running) >= 4 * workers:
+                        break
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+    except BrokenProcessPool as error:
+        raise DataPrepError(
+            "a worker process was killed (out of memory?); run again with fewer --workers: what is read is kept"
+        ) from error
+
+
+def _find_image(
+    parts: Sequence[Path],
+    sources: Sequence[Path],
+    images: Path | None,
+    counts: PartCounts,
+    work: Path,
+    workers: int,
+    progress: bool,
+) -> FindImage | None:
+    """How to look up a DICOM image; None where no mark refers to one or there is no folder to look in."""
+    if images is not None:
+        folders = [images]
+    else:
+        folders = [Path(source) for source in sources if Path(source).is_dir()] if counts.dicom_images else []
+    if not folders or not any(pc.any(pc.is_valid(pq.read_table(p, columns=["image_uid"])[0])).as_py() for p in parts):
+        return None
+    from data_prep.archive.index import ImageIndex, ImageRecord
+
+    indices = [
+        ImageIndex.build(folder, cache=work / f"images-{number}.parquet", workers=workers, progress=progress)
+        for number, folder in enumerate(folders)
+    ]
+
+    def find(sop_instance_uid: str, frame_number: int | None) -> ImageRecord | None:
+        for index in indices:
+            record = index.find(sop_instance_uid, frame_number)
+            if record is not None:
+                return record
+        return None
+
+    return find
+
+
+def _exists_below(images: Path) -> Callable[[str], bool]:
+    """Whether a path is a file below ``images``; folders are listed: a million single questions are slow."""
+    series = frozenset(entry.name for entry in images.iterdir())
+
+    @lru_cache(maxsize=256)  # marks come ordered by series
+    def names(folder: str) -> frozenset[str]:
+        try:
+            with os.scandir(images / folder) as entries:
+                return frozenset(entry.name for entry in entries if entry.is_file())
+        except OSError:
+            return frozenset()
+
+    def exists(image: str) -> bool:
+        folder, _, name = image.rpartition("/")
+        first = image.partition("/")[0]
+        return first in series and ".." not in folder.split("/") and name in names(folder)
+
+    return exists
+
+
+def _write_rejected(
+    refused: Sequence[Rejection], parts: Sequence[Sequence[SourceFile]], work: Path, joined: Joined, path: Path
+) -> int:
+    rows = [(rejection.source_file, rejection.row, rejection.reason) for rejection in refused]
+    for part in parts:
+        with part_path(part, work).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+            rows += [(source, row, reason) for source, row, reason in csv.reader(file)]
+    rows += [(rejection.source_file, rejection.row, rejection.reason) for rejection in joined.rejections]
+    rows.sort(key=lambda row: row[0])  # stable: within a file the order in which it was read
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("source_file", "row", "reason"))
+        writer.writerows(rows)
+    return len(rows)

@@ -1,0 +1,308 @@
+"""The second half of a harvest: part files -> ``bookmarks.parquet`` and ``lesions.parquet``.
+
+Marks of one image may lie anywhere in the parts. One pass over the identifying columns finds the order of all marks and
+cuts it into buckets that hold whole images; a second pass deals the rows out to the buckets; then one bucket at a time
+is merged. So memory does not grow with the archive, and the result does not depend on how files were dealt out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_prep import frames
+from data_prep.atomic import atomic_path
+from data_prep.bookmark import BOOKMARK_SCHEMA, Bookmark, records_to_table, table_to_records
+from data_prep.errors import DataPrepError
+from data_prep.lesion import LESION_SCHEMA, Lesion
+from data_prep.merge import merge
+from data_prep.readers import Rejection
+from data_prep.release_lesions import is_release_row, release_lesions
+from data_prep.splits import Patients
+
+if TYPE_CHECKING:
+    from data_prep.archive.index import ImageRecord
+
+FindImage = Callable[[str, int | None], "ImageRecord | None"]
+"""SOP instance UID and frame number -> the image, or None."""
+
+BUCKET_ROWS = 20_000
+_MOST_BUCKETS = 200  # files open at a time
+
+_WHO = ("patient_id", "study_uid", "series_uid", "image_uid", "image", "source_file")
+_WHERE = ("image_uid", "frame_number", "series_uid", "slice_index", "image")
+_IMAGE_FACTS = (
+    "patient_id",
+    "study_uid",
+    "series_uid",
+    "modality",
+    "rows",
+    "columns",
+    "spacing_x_mm",
+    "spacing_y_mm",
+    "spacing_z_mm",
+    "slice_index",
+    "patient_sex",
+    "patient_age",
+)
+
+
+@dataclass(slots=True)
+class Joined:
+    """What the second half counted."""
+
+    bookmarks: Counter[tuple[str, str]] = field(default_factory=Counter)  # by source and form
+    lesions: int = 0
+    with_box: int = 0
+    with_image: int = 0  # a slice below the images folder
+    with_dicom: int = 0  # a DICOM image of the index
+    duplicates: int = 0
+    patients: int = 0
+    patients_in_two_splits: int = 0
+    rejections: list[Rejection] = field(default_factory=list)
+
+
+def join(
+    parts: Sequence[Path],
+    out: Path,
+    work: Path,
+    *,
+    image_exists: Callable[[str], bool] | None,
+    find_image: FindImage | None,
+    on_progress: Callable[[int], object] = lambda rows: None,
+) -> Joined:
+    """Merge the parts into the two tables in ``out``.
+
+    Args:
+        parts: the Parquet files of bookmarks.
+        out: the output folder.
+        work: a folder for files that are deleted afterwards.
+        image_exists: whether a path lies below the images folder; None: not checked, the stated path is kept.
+        find_image: looks up a DICOM image; None: there are none.
+        on_progress: called with a number of rows that are done.
+
+    Raises:
+        DataPrepError: a table cannot be written.
+    """
+    result = Joined()
+    keys, who = _scan(parts)
+    patients = _patients(who, find_image)
+    result.patients_in_two_splits = patients.in_two_splits
+    buckets = _buckets(keys)
+    result.duplicates = int((buckets < 0).sum())
+    seen: set[str] = set()
+    with (
+        atomic_path(out / "bookmarks.parquet") as bookmarks_path,
+        atomic_path(out / "lesions.parquet") as lesions_path,
+        pq.ParquetWriter(bookmarks_path, BOOKMARK_SCHEMA, compression="zstd") as bookmarks_file,
+        pq.ParquetWriter(lesions_path, LESION_SCHEMA, compression="zstd") as lesions_file,
+    ):
+        for table in _dealt(parts, buckets, work, result):
+            marks, lesions = _merge_bucket(table, patients, image_exists, find_image, result)
+            bookmarks_file.write_table(marks)
+            lesions_file.write_table(lesions)
+            seen.update(lesions["patient_id"].unique().to_pylist())
+            on_progress(table.num_rows)
+    result.patients = len(seen)
+    return result
+
+
+def _scan(parts: Sequence[Path]) -> tuple[pa.Table, pa.Table]:
+    """(order key, bookmark_id, source_file) of every row, and the different combinations of who was marked."""
+    orders, who = [], []
+    names = [*dict.fromkeys(("bookmark_id", "split", *_WHO, *_WHERE))]
+    for part in parts:
+        table = pq.read_table(part, columns=names)
+        orders.append(pa.table({"key": _order_key(table), "id": table["bookmark_id"], "file": table["source_file"]}))
+        who.append(table.group_by([*_WHO, "split", "frame_number"]).aggregate([]))
+    return pa.concat_tables(orders), pa.concat_tables(who)
+
+
+def _order_key(table: pa.Table, fallback: str = "bookmark_id") -> pa.ChunkedArray:
+    """What :func:`data_prep.merge.image_key` says, by column, in an order people expect (slices by number)."""
+    text = pa.string()
+    frame = pc.cast(pc.coalesce(table["frame_number"], pa.scalar(1, pa.int32())), text)
+    number = pc.utf8_lpad(pc.cast(table["slice_index"], text), 6, "0")
+    return pc.coalesce(
+        pc.binary_join_element_wise(table["image_uid"], pc.utf8_lpad(frame, 6, "0"), "\x1f"),
+        pc.binary_join_element_wise(table["series_uid"], number, "\x1f"),
+        table["image"],
+        pc.binary_join_element_wise("\x1f", table[fallback], ""),
+    )
+
+
+def _patients(who: pa.Table, find_image: FindImage | None) -> Patients:
+    patients = Patients()
+    for row in who.to_pylist():
+        identity = _identity(row)
+        patients.add(identity, row["split"])
+        if find_image is not None and row["image_uid"]:
+            image = find_image(row["image_uid"], row["frame_number"])
+            if image is not None:
+                patients.add((image.patient_id, image.study_uid, image.series_uid, row["image_uid"], None))
+    return patients
+
+
+def _identity(row: dict[str, Any]) -> tuple[str | None, ...]:
+    return (
+        row["patient_id"],
+        row["study_uid"],
+        row["series_uid"],
+        row["image_uid"] or row["image"],
+        row["source_file"],
+    )
+
+
+def _buckets(keys: pa.Table) -> npt.NDArray[np.int64]:
+    """The bucket of every row; -1 for one whose mark is already there (of copies, the first file's is kept)."""
+    rows = keys.num_rows
+    buckets = np.full(rows, -1, dtype=np.int64)
+    if not rows:
+        return buckets
+    numbered = keys.append_column("row", pa.array(np.arange(rows)))
+    by_id = numbered.take(pc.sort_indices(numbered, [("id", "ascending"), ("file", "ascending"), ("row", "ascending")]))
+    first = np.append(True, _differs(by_id["id"]))
+    kept = by_id.filter(pa.array(first))
+    kept = kept.take(pc.sort_indices(kept, [("key", "ascending"), ("id", "ascending")]))
+    starts = np.append(True, _differs(kept["key"]))
+    start_of_image = np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
+    per_bucket = max(BUCKET_ROWS, -(-rows // _MOST_BUCKETS))
+    buckets[kept["row"].to_numpy()] = np.unique(start_of_image // per_bucket, return_inverse=True)[1]
+    return buckets
+
+
+def _differs(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """(n - 1,) whether a value differs from the one before it."""
+    if len(column) < 2:
+        return np.zeros(0, dtype=np.bool_)
+    values = column.combine_chunks()
+    return np.asarray(pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False))
+
+
+def _dealt(parts: Sequence[Path], buckets: npt.NDArray[np.int64], work: Path, result: Joined) -> Iterator[pa.Table]:
+    """The rows of each bucket, in their final order."""
+    names = [work / f"bucket-{number}.arrow" for number in range(int(buckets.max(initial=-1)) + 1)]
+    try:
+        with ExitStack() as stack:
+            writers = [stack.enter_context(pa.ipc.new_file(str(name), BOOKMARK_SCHEMA)) for name in names]
+            start = 0
+            for part in parts:
+                for batch in pq.ParquetFile(part).iter_batches(batch_size=BUCKET_ROWS):
+                    place = buckets[start : start + batch.num_rows]
+                    start += batch.num_rows
+                    for number in np.unique(place):
+                        rows = batch.filter(pa.array(place == number))
+                        if number < 0:
+                            result.rejections += _copies(rows)
+                        else:
+                            writers[number].write_batch(rows.cast(BOOKMARK_SCHEMA))
+    except OSError as error:
+        raise DataPrepError(f"{work}: cannot write ({error.strerror or error})") from error
+    for name in names:
+        with pa.OSFile(str(name)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        name.unlink()
+        yield table.take(_order(table, "bookmark_id"))
+
+
+def _copies(rows: pa.RecordBatch) -> list[Rejection]:
+    pairs = zip(rows["source_file"].to_pylist(), rows["bookmark_id"].to_pylist(), strict=True)
+    return [Rejection(file, f"bookmark {mark}", "a copy of a mark that was harvested already") for file, mark in pairs]
+
+
+def _merge_bucket(
+    table: pa.Table,
+    patients: Patients,
+    image_exists: Callable[[str], bool] | None,
+    find_image: FindImage | None,
+    result: Joined,
+) -> tuple[pa.Table, pa.Table]:
+    """The bookmark and lesion rows of one bucket, complete and in order."""
+    columns = [table[name].to_pylist() for name in ("bookmark_id", *_WHO)]
+    who = {
+        mark: patients.of((patient, study, series, image_uid or image, file))
+        for mark, patient, study, series, image_uid, image, file in zip(*columns, strict=True)
+    }
+    release = is_release_row(table)
+    plain = table.filter(release)
+    others: list[Bookmark] = []
+    in_dicom: set[str | None] = set()
+    for mark in table_to_records(table.filter(pc.invert(release)), Bookmark):
+        image = find_image(mark.image_uid, mark.frame_number) if find_image is not None and mark.image_uid else None
+        if image is not None:
+            in_dicom.add(mark.image_uid)
+            mark = _with_image_facts(mark, image)
+        if _outside(mark):
+            reason = "the mark lies wholly outside its image"
+            result.rejections.append(Rejection(mark.source_file, f"bookmark {mark.bookmark_id}", reason))
+        else:
+            others.append(mark)
+    marks = pa.concat_tables([plain, records_to_table(others, Bookmark, BOOKMARK_SCHEMA)])
+    lesions = pa.concat_tables([release_lesions(plain), records_to_table(merge(others), Lesion, LESION_SCHEMA)])
+    marks = marks.take(_order(marks, "bookmark_id"))
+    lesions = _with_patients(lesions.take(_order(lesions, "lesion_id")), who)
+    if image_exists is not None:  # only now: until here the path also says which marks are on one image
+        there = [name for name in table["image"].unique().to_pylist() if name and image_exists(name)]
+        marks, lesions = (_keep_images(rows, pa.array(there, pa.string())) for rows in (marks, lesions))
+
+    for mark_source, form in zip(marks["source"].to_pylist(), marks["form"].to_pylist(), strict=True):
+        result.bookmarks[mark_source, form] += 1
+    result.lesions += lesions.num_rows
+    result.with_box += lesions.num_rows - lesions["x0"].null_count
+    result.with_image += lesions.num_rows - lesions["image"].null_count
+    result.with_dicom += sum(uid in in_dicom for uid in lesions["image_uid"].to_pylist() if uid is not None)
+    return marks, lesions
+
+
+def _keep_images(table: pa.Table, there: pa.Array) -> pa.Table:
+    kept = pc.if_else(pc.is_in(table["image"], there), table["image"], None)
+    place = table.schema.get_field_index("image")
+    return table.set_column(place, table.schema.field(place), kept)
+
+
+def _order(table: pa.Table, id_column: str) -> pa.Array:
+    order = pa.table({"key": _order_key(table, id_column), "id": table[id_column]})
+    return pc.sort_indices(order, [("key", "ascending"), ("id", "ascending")])
+
+
+def _with_image_facts(mark: Bookmark, image: ImageRecord) -> Bookmark:
+    """The mark with what its image itself says, which goes before what a report says about the image."""
+    facts = {name: getattr(image, name) for name in _IMAGE_FACTS}
+    return dataclasses.replace(mark, **{name: value for name, value in facts.items() if value is not None})
+
+
+def _outside(mark: Bookmark) -> bool:
+    """Whether no part of the mark, grown as its box will be, lies in its image."""
+    if not mark.rows or not mark.columns or not mark.points_px:
+        return False
+    if mark.stated_box_px is not None:
+        box = mark.stated_box_px
+    elif mark.form in ("arrow", "point", "text", "box"):
+        xs, ys = mark.points_px[::2], mark.points_px[1::2]
+        box = (min(xs), min(ys), max(xs) + 1e-9, max(ys) + 1e-9)  # a point is a box without extent
+    else:
+        return frames.clip_box(frames.box_from_recist(mark.points), mark.columns, mark.rows) is None
+    return frames.clip_box(box, mark.columns, mark.rows) is None
+
+
+def _with_patients(lesions: pa.Table, who: dict[str, tuple[str, str]]) -> pa.Table:
+    """Every lesion with its split, and with a patient: where none is stated, the study, series or image stands in."""
+    known = [who[ids[0]] for ids in lesions["bookmark_ids"].to_pylist()]
+    columns = {
+        "patient_id": pc.coalesce(lesions["patient_id"], pa.array([key for key, _ in known], pa.string())),
+        "split": pa.array([split for _, split in known], pa.string()),
+    }
+    for name, column in columns.items():
+        lesions = lesions.set_column(lesions.schema.get_field_index(name), LESION_SCHEMA.field(name), column)
+    return lesions

@@ -1,0 +1,166 @@
+"""What kind of DICOM object a file holds, and a careful way to load it: shared by all DICOM readers."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import warnings
+import zlib
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_partial, read_preamble
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from data_prep.errors import UnreadableError
+
+SR_PREFIX = "1.2.840.10008.5.1.4.1.1.88."
+KEY_OBJECT_SELECTION = SR_PREFIX + "59"
+
+MAX_BYTES = 64 * 2**20
+"""Larger than any object that holds marks rather than pixels."""
+
+MAX_ITEMS = 50_000
+"""Sequence items that are parsed; each costs about 50 µs, so this bounds the time a hostile file can take."""
+
+_MAGIC_AT, _MAGIC = 128, b"DICM"
+_ITEM_TAG = b"\xfe\xff\x00\xe0"
+_SOP_CLASS = 0x00080016
+_META_SOP_CLASS = 0x00020002
+_META_TRANSFER_SYNTAX = 0x00020010
+
+# What pydicom raises on damaged bytes, as met with truncated, bit-flipped and ill-typed files.
+DAMAGE = (
+    AttributeError,
+    EOFError,
+    InvalidDicomError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RecursionError,
+    struct.error,
+    TypeError,
+    UnicodeError,
+    ValueError,
+    zlib.error,
+)
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """The Part 10 magic, or a data set that starts without a preamble (group 0002 or 0008, little endian)."""
+    return head[_MAGIC_AT : _MAGIC_AT + 4] == _MAGIC or head[:2] in (b"\x02\x00", b"\x08\x00")
+
+
+def sop_class_uid(path: Path) -> str | None:
+    """The SOP Class UID of a DICOM file, or None where it is not DICOM or does not say.
+
+    Reads no more than the file meta and, where those are silent, the first elements of the data set. Answers are
+    remembered by path, size and modification time, since several readers ask about one file.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        return None
+    return _sop_class_uid(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=1024)
+def _sop_class_uid(path: Path, _mtime_ns: int, _size: int) -> str | None:
+    try:
+        head = _load(path, 4096)
+        if not looks_like_dicom(head):
+            return None
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            # A file that puts more than 4 KiB before its class is looked at again.
+            return _find_sop_class(head) or _find_sop_class(_load(path, 2**20))
+    except DAMAGE:
+        return None
+
+
+def _load(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit)
+
+
+def _find_sop_class(head: bytes) -> str | None:
+    try:
+        uid = _text(_file_meta(BytesIO(head)), _META_SOP_CLASS)
+        if uid:
+            return uid
+        part = read_partial(
+            BytesIO(_inflated(head, len(head))),
+            stop_when=lambda tag, _vr, _length: int(tag) > _SOP_CLASS,
+            specific_tags=[_SOP_CLASS],
+            force=True,
+        )
+        return _text(part, _SOP_CLASS)
+    except DAMAGE:
+        return None
+
+
+def _text(dataset: Dataset, tag: int) -> str | None:
+    element = dataset.get(tag)
+    return str(element.value).strip(" \0") or None if element is not None and element.value else None
+
+
+def _file_meta(buffer: BytesIO) -> Dataset:
+    """The elements of group 0002; leaves ``buffer`` at the first byte after them."""
+    read_preamble(buffer, force=True)
+    return read_dataset(buffer, False, True, stop_when=lambda tag, _vr, _length: int(tag) >> 16 != 2)
+
+
+def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> Dataset:
+    """A whole DICOM file as a data set, with limits that a hostile file cannot pass.
+
+    The file is read once into memory, so a stated length beyond its end allocates nothing. A deflated data set is
+    inflated to at most ``max_bytes``. Elements are still converted when they are first used: use the result within
+    :data:`DAMAGE`.
+
+    Raises:
+        UnreadableError: not DICOM, larger than ``max_bytes``, more than ``max_items`` sequence items, nested too
+            deep, or damaged.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableError(f"{path}: not a regular file")
+        data = _load(path, max_bytes + 1)
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(data) > max_bytes:
+        raise UnreadableError(f"{path}: larger than {max_bytes // 2**20} MiB; no such object holds only marks")
+    if not looks_like_dicom(data[:4096]):
+        raise UnreadableError(f"{path}: not a DICOM file")
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")  # pydicom quotes values, which may be names, in its warnings
+            data = _inflated(data, max_bytes)
+            if data.count(_ITEM_TAG) > max_items:
+                raise UnreadableError(f"{path}: more than {max_items} sequence items; not a plausible document")
+            return pydicom.dcmread(BytesIO(data), force=True)
+    except RecursionError:
+        raise UnreadableError(f"{path}: sequences are nested too deep") from None
+    except DAMAGE as error:  # whose text may quote the header
+        raise UnreadableError(f"{path}: damaged DICOM file ({type(error).__name__} while parsing)") from None
+
+
+def _inflated(data: bytes, max_bytes: int) -> bytes:
+    """``data`` with a deflated data set expanded to at most ``max_bytes``, and its transfer syntax set to match."""
+    deflated = DeflatedExplicitVRLittleEndian.encode()
+    if deflated not in data[:4096]:
+        return data
+    buffer = BytesIO(data)
+    if _text(_file_meta(buffer), _META_TRANSFER_SYNTAX) != DeflatedExplicitVRLittleEndian:
+        return data
+    start = buffer.tell()
+    body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], max_bytes)
+    explicit = ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0")  # padded, so that no length changes
+    return data[:start].replace(deflated, explicit) + body

@@ -1,0 +1,211 @@
+"""The detector beside MONAI's own, wherever MONAI is right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
+from monai.apps.detection.utils.anchor_utils import AnchorGenerator
+from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
+from monai.apps.detection.utils.box_coder import BoxCoder
+from scripts.anchors import ExactAnchorGenerator, best_possible_recall, fit_sizes
+from scripts.atss import atss, pad_boxes, pairwise_iou
+from scripts.detector import LesionDetector, decode, quality_focal_loss
+from scripts.network import LesionNet
+from torchvision.ops import box_iou
+
+SIZES = [[16.0, 20.0], [32.0, 40.0], [64.0, 80.0], [128.0, 160.0]]
+
+
+@pytest.fixture(scope="module")
+def network() -> LesionNet:
+    torch.manual_seed(0)
+    net = LesionNet(num_classes=3, num_anchors=2, pretrained=False, channels=32)
+    # Fresh heads give near-constant scores; spread them so that an order is worth comparing.
+    for head in (net.classification_head, net.regression_head):
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+    return net.eval()
+
+
+def random_boxes(count: int, extent: float = 256.0) -> torch.Tensor:
+    corner = torch.rand(count, 2) * extent * 0.8
+    return torch.cat([corner, corner + 6 + torch.rand(count, 2) * 60], 1)
+
+
+def test_anchors_equal_monais_where_its_rounding_does_nothing() -> None:
+    images = torch.zeros(1, 3, 64, 96)
+    maps = [torch.zeros(1, 1, 64 // s, 96 // s) for s in (4, 8)]
+    ours = ExactAnchorGenerator([[16], [32]])(images, maps)[0]
+    monai = AnchorGenerator(sizes=((16,), (32,)), aspect_ratios=((1.0,), (1.0,)))(images, maps)[0]
+    torch.testing.assert_close(ours, monai)
+
+
+def test_anchors_stay_float32_and_unrounded_in_bfloat16() -> None:
+    images = torch.zeros(1, 3, 512, 512)
+    maps = [torch.zeros(1, 1, 128, 128, dtype=torch.bfloat16)]
+    anchors = ExactAnchorGenerator([[11.0]])(images, maps)[0]
+    assert anchors.dtype == torch.float32
+    torch.testing.assert_close(anchors[:, 2] - anchors[:, 0], torch.full((len(anchors),), 11.0))
+    torch.testing.assert_close(anchors[-1], torch.tensor([510 - 5.5, 510 - 5.5, 510 + 5.5, 510 + 5.5]))
+
+
+def test_decode_equals_monais_box_coder() -> None:
+    torch.manual_seed(1)
+    anchors, deltas = random_boxes(50), torch.randn(50, 4)
+    torch.testing.assert_close(decode(deltas, anchors), BoxCoder((1.0,) * 4).decode_single(deltas, anchors))
+
+
+def test_pairwise_iou_equals_torchvisions() -> None:
+    torch.manual_seed(2)
+    a, b = random_boxes(20), random_boxes(30)
+    torch.testing.assert_close(pairwise_iou(a[:, None], b[None]), box_iou(a, b))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_atss_equals_monais_matcher_image_by_image(seed: int) -> None:
+    torch.manual_seed(seed)
+    images = torch.zeros(3, 3, 256, 256)
+    maps = [torch.zeros(3, 1, 256 // s, 256 // s) for s in (4, 8, 16, 32)]
+    anchors = ExactAnchorGenerator(SIZES)(images, maps)[0]
+    locations = [m.shape[2:].numel() for m in maps]
+    boxes = [random_boxes(1), random_boxes(4), random_boxes(0)]
+    padded, real = pad_boxes(boxes)
+    matched, _ = atss(anchors, [2 * n for n in locations], padded, real, candidates=9 * 2)
+    monai = ATSSMatcher(num_candidates=9, similarity_fn=box_iou, center_in_gt=True)
+    for index in (0, 1):
+        _, expected = monai(boxes[index], anchors, locations, 2)
+        assert torch.equal(matched[index], expected)
+    assert (matched[2] == -1).all()
+
+
+def test_selection_equals_monais_for_a_single_class() -> None:
+    torch.manual_seed(3)
+    net = LesionNet(num_classes=1, num_anchors=2, pretrained=False, channels=32).eval()
+    for head in (net.classification_head, net.regression_head):
+        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+    generator = ExactAnchorGenerator(SIZES)
+    ours, monai = LesionDetector(net, generator), RetinaNetDetector(net, generator)
+    monai.set_target_keys("box", "label")
+    settings = {"score_thresh": 0.02, "topk_candidates_per_level": 5000, "nms_thresh": 0.4, "detections_per_img": 50}
+    ours.set_box_selector_parameters(**settings)
+    monai.set_box_selector_parameters(**settings)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(ours.eval()(images), monai.eval()(images), strict=True):
+            assert len(a["box"]) > 5
+            torch.testing.assert_close(a["label_scores"], b["label_scores"])
+            torch.testing.assert_close(a["box"], b["box"])
+
+
+def test_batched_equals_single(network: LesionNet) -> None:
+    detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).eval()
+    images = torch.rand(3, 3, 96, 64)
+    with torch.no_grad():
+        together = detector(images)
+        for index in range(3):
+            alone = detector(images[index : index + 1])[0]
+            torch.testing.assert_close(together[index]["box"], alone["box"], atol=0.02, rtol=1e-3)
+
+
+def test_boxes_stay_in_an_image_that_had_to_be_padded(network: LesionNet) -> None:
+    detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).eval()
+    with torch.no_grad():
+        found = detector([torch.rand(3, 70, 50)])[0]["box"]
+    assert len(found)
+    assert found.min() >= 0
+    assert found[:, [0, 2]].max() <= 70
+    assert found[:, [1, 3]].max() <= 50
+
+
+def test_quality_focal_loss_is_the_papers_formula() -> None:
+    logits, quality = torch.randn(100), torch.rand(100)
+    p = logits.sigmoid()
+    expected = -((quality - p).abs() ** 2) * ((1 - quality) * torch.log(1 - p) + quality * torch.log(p))
+    torch.testing.assert_close(quality_focal_loss(logits, quality), expected)
+
+
+def test_all_negative_batch_gives_every_parameter_a_gradient(network: LesionNet) -> None:
+    detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).train()
+    network.zero_grad()
+    empty = {"box": torch.zeros(0, 4), "label": torch.zeros(0, dtype=torch.long)}
+    losses = detector(torch.rand(2, 3, 64, 64), [dict(empty), dict(empty)])
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_training_learns_one_slice() -> None:
+    torch.manual_seed(0)
+    net = LesionNet(num_classes=2, num_anchors=1, pretrained=True, channels=32)
+    detector = LesionDetector(net, ExactAnchorGenerator([[s[0]] for s in SIZES]))
+    image = torch.rand(1, 3, 128, 128) * 0.2
+    image[:, :, 30:60, 70:95] += 0.6
+    image[:, :, 90:110, 20:50] += 0.6
+    target = {"box": torch.tensor([[30.0, 70, 60, 95], [90, 20, 110, 50]]), "label": torch.tensor([0, 1])}
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], 1e-3)
+    for _ in range(60):
+        loss = sum(detector.train()(image, [dict(target)]).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = detector.eval()(image)[0]
+    best = box_iou(target["box"], found["box"][:2])
+    assert best.max(1).values.min() > 0.6
+    assert set(found["label"][:2].tolist()) == {0, 1}
+    assert found["label"][best.argmax(1)].tolist() == [0, 1]
+
+
+def test_imagenet_weights_give_the_packages_own_features() -> None:
+    import timm
+    from scripts.network import PyramidBackbone, imagenet_weights
+
+    reference = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4)).eval()
+    weights = imagenet_weights()
+    reference.load_state_dict({k: weights[k] for k in reference.state_dict()})
+    folded = PyramidBackbone(3, 32, pretrained=True)
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        for a, b in zip(reference(x), folded.body(x), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-3)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+
+
+def test_best_possible_recall_against_brute_force() -> None:
+    torch.manual_seed(0)
+    extents = (10 + torch.rand(40, 2) * 60).double()
+    sizes, strides = [[16.0], [40.0]], (8, 16)
+    recall = best_possible_recall(extents.numpy(), sizes, strides)
+    images = torch.zeros(1, 3, 256, 256)
+    anchors = ExactAnchorGenerator(sizes)(images, [torch.zeros(1, 1, 256 // s, 256 // s) for s in strides])[0]
+    hits = []
+    for _ in range(40):  # boxes at random places in the middle of the image
+        centre = 100 + torch.rand(40, 2) * 50
+        boxes = torch.cat([centre - extents / 2, centre + extents / 2], 1).float()
+        hits.append((box_iou(boxes, anchors).max(1).values >= 0.5).float().mean())
+    assert recall == pytest.approx(float(torch.stack(hits).mean()), abs=0.06)
+
+
+def test_fitted_sizes_reach_more_than_the_usual_ones() -> None:
+    torch.manual_seed(0)
+    extents = torch.exp(torch.randn(500, 2) * 0.4 + 3.1).double().numpy()
+    fitted = fit_sizes(extents, (4, 8, 16, 32))
+    usual = [[32.0], [64.0], [128.0], [256.0]]
+    assert (
+        best_possible_recall(extents, fitted, (4, 8, 16, 32))
+        > best_possible_recall(extents, usual, (4, 8, 16, 32)) + 0.2
+    )
+    with pytest.raises(ValueError, match="fewer than two"):
+        fit_sizes(extents[:1], (4, 8, 16, 32))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_equals_cpu(network: LesionNet) -> None:
+    detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).eval()
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        cpu = detector(images)
+        cuda = detector.cuda()(images.cuda())
+    detector.cpu()
+    torch.testing.assert_close(cpu[0]["label_scores"][:10], cuda[0]["label_scores"][:10].cpu(), atol=1e-3, rtol=1e-3)

@@ -1,0 +1,150 @@
+"""The same off-centre lesion is found at its place in DICOM and in RAS, LAS and LPS NIfTI files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from nibabel.affines import apply_affine
+from pydicom.dataset import FileMetaDataset
+from scripts.volume import Volume, load
+
+SHAPE, SPACING = (40, 32, 12), np.array([0.8, 0.9, 2.5])
+ORIGIN = np.array([-20.0, -35.0, 100.0])
+LESION = (slice(28, 34), slice(6, 10), slice(7, 9))  # in L, P, S indices: left, front, upper
+
+
+def anatomy() -> np.ndarray:
+    hu = np.full(SHAPE, -50, dtype=np.int16)
+    hu[LESION] = 300
+    return hu
+
+
+def lesion_centre_lps() -> np.ndarray:
+    centre_index = np.array([(28 + 33) / 2, (6 + 9) / 2, (7 + 8) / 2])
+    return ORIGIN + centre_index * SPACING
+
+
+def write_nifti(path: Path, codes: str) -> None:
+    lps = np.diag([*SPACING, 1.0])
+    lps[:3, 3] = ORIGIN
+    image = nib.Nifti1Image(anatomy(), np.diag([-1.0, -1, 1, 1]) @ lps)
+    now = nib.orientations.io_orientation(image.affine)
+    image.as_reoriented(nib.orientations.ornt_transform(now, nib.orientations.axcodes2ornt(tuple(codes)))).to_filename(
+        path
+    )
+
+
+def write_dicom(folder: Path, orientation: tuple[float, ...] = (1, 0, 0, 0, 1, 0), skip: tuple[int, ...] = ()) -> None:
+    folder.mkdir(exist_ok=True)
+    hu = anatomy()
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    for k in range(SHAPE[2]):
+        if k in skip:
+            continue
+        plane, origin = hu[:, :, k], ORIGIN + np.array([0, 0, k * SPACING[2]])
+        for axis, direction in ((0, row), (1, column)):
+            if direction[axis] < 0:
+                plane = np.flip(plane, axis)
+                origin = origin + abs(direction) * (SHAPE[axis] - 1) * SPACING[axis]
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 1}"
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        ds = pydicom.Dataset()
+        ds.file_meta = meta
+        ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        ds.SeriesInstanceUID, ds.StudyInstanceUID, ds.Modality = "1.2.3", "1.2", "CT"
+        ds.Rows, ds.Columns = SHAPE[1], SHAPE[0]
+        ds.PixelSpacing = [SPACING[1], SPACING[0]]
+        ds.ImageOrientationPatient, ds.ImagePositionPatient = list(orientation), origin.tolist()
+        ds.RescaleSlope, ds.RescaleIntercept = 1, -1024
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation, ds.SamplesPerPixel = 16, 16, 15, 0, 1
+        ds.PhotometricInterpretation = "MONOCHROME2"
+        ds.InstanceNumber = SHAPE[2] - k  # against the order of positions, as some scanners number
+        ds.PixelData = (plane.T + 1024).astype(np.uint16).tobytes()
+        ds.save_as(folder / f"{(k * 7) % 13:02d}.dcm", enforce_file_format=True)
+
+
+def check(volume: Volume) -> None:
+    """The lesion lies where it was drawn, in L, P, S indices and in mm."""
+    np.testing.assert_allclose(np.argwhere(volume.hu > 200).min(0), [28, 6, 7])
+    np.testing.assert_allclose(np.argwhere(volume.hu > 200).max(0), [33, 9, 8])
+    centre = np.argwhere(volume.hu > 200).mean(0)
+    np.testing.assert_allclose(apply_affine(volume.affine_lps, centre), lesion_centre_lps(), atol=1e-4)
+    np.testing.assert_allclose(volume.spacing_mm, SPACING, atol=1e-5)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LAS", "LPS", "RPI"])
+def test_nifti_of_any_orientation(tmp_path: Path, codes: str) -> None:
+    path = tmp_path / "ct.nii.gz"
+    write_nifti(path, codes)
+    volume = load(path)
+    check(volume)
+    box, index = volume.box_in_file((28, 6, 34, 10), 7)
+    stored = np.asarray(nib.load(path).dataobj)
+    inside = stored[round(box[0]) : round(box[2]), round(box[1]) : round(box[3]), index]
+    assert inside.shape == (6, 4)
+    assert (inside == 300).all()
+
+
+@pytest.mark.parametrize("orientation", [(1, 0, 0, 0, 1, 0), (-1, 0, 0, 0, -1, 0), (-1, 0, 0, 0, 1, 0)])
+def test_dicom_supine_prone_and_mirrored(tmp_path: Path, orientation: tuple[float, ...]) -> None:
+    write_dicom(tmp_path / "ct", orientation)
+    volume = load(tmp_path / "ct", progress=False)
+    check(volume)
+    assert volume.image_uids == tuple(f"1.2.3.{k + 1}" for k in range(12))
+    box, index = volume.box_in_file((28, 6, 34, 10), 7)
+    file = next(p for p in (tmp_path / "ct").iterdir() if pydicom.dcmread(p).SOPInstanceUID == "1.2.3.8")
+    stored = pydicom.dcmread(file).pixel_array  # rows, columns of the file itself
+    assert index == 7
+    assert (stored[round(box[1]) : round(box[3]), round(box[0]) : round(box[2])] == 300 + 1024).all()
+
+
+def test_dicom_and_nifti_give_the_same_volume(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "ct")
+    write_nifti(tmp_path / "ct.nii", "RAS")
+    dicom, nifti = load(tmp_path / "ct", progress=False), load(tmp_path / "ct.nii")
+    np.testing.assert_array_equal(dicom.hu, nifti.hu)
+    np.testing.assert_allclose(dicom.affine_lps, nifti.affine_lps, atol=1e-4)
+
+
+def test_a_missing_or_doubled_slice_is_refused(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "gap", skip=(5,))
+    with pytest.raises(ValueError, match=r"gap: slices are missing.*5\.00 mm"):
+        load(tmp_path / "gap", progress=False)
+    write_dicom(tmp_path / "twice")
+    file = next((tmp_path / "twice").iterdir())
+    (tmp_path / "twice" / "copy.dcm").write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match="same place"):
+        load(tmp_path / "twice", progress=False)
+
+
+def test_what_is_no_series_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="no DICOM slices"):
+        load(tmp_path, progress=False)
+    (tmp_path / "broken.nii").write_bytes(b"\0" * 400)
+    with pytest.raises(ValueError, match=r"broken\.nii"):
+        load(tmp_path / "broken.nii")
+    write_nifti(tmp_path / "sagittal.nii", "SPL")
+    with pytest.raises(ValueError, match="axial"):
+        load(tmp_path / "sagittal.nii")
+
+
+def test_real_series_without_uids(shared_data: Path) -> None:
+    volume = load(shared_data / "ct" / "totalsegmentator_dicom", progress=False)
+    assert volume.hu.shape[2] == 20
+    assert volume.series_uid is None
+    assert len(set(volume.image_uids)) == 20
+    assert volume.spacing_mm[2] == pytest.approx(2.0, abs=0.01)
+    # The oracle is MONAI's ITK reader: same voxels once both are turned to the same axes.
+    from monai.transforms import LoadImage, Orientation
+
+    image = LoadImage(image_only=True, ensure_channel_first=True)(shared_data / "ct" / "totalsegmentator_dicom")
+    lps = Orientation(axcodes="LPS", labels=None)(image)[0]
+    np.testing.assert_array_equal(np.asarray(lps), volume.hu)

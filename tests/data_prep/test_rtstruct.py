@@ -1,0 +1,270 @@
+"""Structure sets: built by hand after PS3.3 A.19 (no file of foreign software was at hand), read, damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage
+
+from data_prep import recist
+from data_prep.bookmark import Bookmark
+from data_prep.errors import UnreadableError
+from data_prep.readers import Rejection, rtstruct
+
+SPACING = (0.7, 0.9)  # x, y
+ORIGIN = (-100.0, -120.0, -30.0)
+STEP_MM = 3.0
+
+
+@dataclasses.dataclass
+class FakeImage:
+    position_lps_mm: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    spacing_x_mm: float | None = SPACING[0]
+    spacing_y_mm: float | None = SPACING[1]
+    spacing_z_mm: float | None = STEP_MM
+    rows: int | None = 200
+    columns: int | None = 220
+    slice_index: int | None = 0
+
+
+class FakeImages(dict[str, FakeImage]):
+    def find(self, sop_instance_uid: str, frame_number: int | None = None, /) -> FakeImage | None:
+        return self.get(sop_instance_uid)
+
+
+IMAGES = FakeImages({f"1.2.3.{k}": FakeImage((*ORIGIN[:2], ORIGIN[2] + k * STEP_MM), slice_index=k) for k in range(10)})
+
+
+def dataset(**values: Any) -> Dataset:
+    item = Dataset()
+    for keyword, value in values.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def circle_px(centre: tuple[float, float], radius_mm: float, count: int = 72) -> np.ndarray:
+    angle = 2 * math.pi * np.arange(count) / count
+    return np.asarray(centre + radius_mm * np.stack([np.cos(angle), np.sin(angle)], axis=1) / SPACING)
+
+
+def contour(points_px: np.ndarray, image: int, *, kind: str = "CLOSED_PLANAR", name: bool = True) -> Dataset:
+    """A contour at px points: world = origin + spacing * (p - 0.5), PS3.3 C.7.6.2.1.1 for an axial image."""
+    x, y = (np.asarray(points_px, float) - 0.5).T * np.array(SPACING)[:, None] + np.array(ORIGIN[:2])[:, None]
+    z = np.full(len(x), ORIGIN[2] + image * STEP_MM)
+    item = dataset(
+        ContourGeometricType=kind,
+        NumberOfContourPoints=len(x),
+        ContourData=[f"{value:.4f}" for value in np.stack([x, y, z], axis=1).ravel()],
+    )
+    if name:
+        item.ContourImageSequence = [
+            dataset(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=f"1.2.3.{image}")
+        ]
+    return item
+
+
+def structure_set(path: Path, rois: dict[str, list[Dataset]]) -> Path:
+    file = dataset(
+        SOPClassUID=RTStructureSetStorage,
+        SOPInstanceUID="1.2.6.1",
+        StudyInstanceUID="1.2.9",
+        SeriesInstanceUID="1.2.6",
+        Modality="RTSTRUCT",
+        FrameOfReferenceUID="1.2.7",
+        PositionReferenceIndicator="",
+        PatientName="Canary^Name",
+        PatientID="P1",
+        PatientBirthDate="",
+        PatientSex="",
+        StudyDate="20200101",
+        StudyTime="000000",
+        StudyID="1",
+        AccessionNumber="",
+        ReferringPhysicianName="",
+        OperatorsName="",
+        SeriesNumber=1,
+        InstanceNumber="1",
+        Manufacturer="x",
+        StructureSetLabel="LESIONS",
+        StructureSetDate="20200101",
+        StructureSetTime="000000",
+        ApprovalStatus="UNAPPROVED",
+    )
+    listed = [dataset(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=uid) for uid in IMAGES]
+    series = dataset(SeriesInstanceUID="1.2.8", ContourImageSequence=listed)
+    study = dataset(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
+        ReferencedSOPInstanceUID="1.2.9",
+        RTReferencedSeriesSequence=[series],
+    )
+    file.ReferencedFrameOfReferenceSequence = [dataset(FrameOfReferenceUID="1.2.7", RTReferencedStudySequence=[study])]
+    file.StructureSetROISequence = [
+        dataset(ROINumber=n, ReferencedFrameOfReferenceUID="1.2.7", ROIName=name, ROIGenerationAlgorithm="MANUAL")
+        for n, name in enumerate(rois, start=1)
+    ]
+    file.ROIContourSequence = [
+        dataset(ReferencedROINumber=n, ContourSequence=contours) for n, contours in enumerate(rois.values(), start=1)
+    ]
+    file.RTROIObservationsSequence = [
+        dataset(ObservationNumber=n, ReferencedROINumber=n, RTROIInterpretedType="GTV", ROIInterpreter="Doe^Jane")
+        for n in range(1, len(rois) + 1)
+    ]
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def split(path: Path, images: FakeImages | None = IMAGES) -> tuple[list[Bookmark], list[Rejection]]:
+    found = list(rtstruct.read(path, images))
+    return [x for x in found if isinstance(x, Bookmark)], [x for x in found if isinstance(x, Rejection)]
+
+
+BALL = [contour(circle_px((60, 80), radius), k) for k, radius in ((2, 8.0), (3, 12.0), (4, 10.0))]
+
+
+def test_the_fixture_is_a_structure_set_by_the_standard(tmp_path: Path) -> None:
+    judge = shutil.which("dciodvfy")
+    if judge is None:
+        pytest.skip("dciodvfy is not installed (Debian: dicom3tools)")
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": BALL, "Iso": [contour(np.array([[5, 6]]), 1, kind="POINT")]})
+    said = subprocess.run([judge, str(path)], capture_output=True, text=True, check=False, timeout=60)
+    assert "Error" not in said.stdout + said.stderr, said.stderr
+
+
+def test_a_lesion_on_its_greatest_slice(tmp_path: Path) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"GTV 1": BALL, "GTV 2": [contour(circle_px((150, 30), 5.0), 7)]})
+    assert rtstruct.recognise(path.read_bytes()[:4096], path)
+    bookmarks, rejections = split(path)
+    assert not rejections
+    first, second = bookmarks
+    assert (first.image_uid, first.text, first.observer) == ("1.2.3.3", "GTV 1", "Doe^Jane")
+    assert (second.image_uid, second.text) == ("1.2.3.7", "GTV 2")
+    assert (first.series_uid, first.study_uid, first.patient_id) == ("1.2.8", "1.2.9", "P1")
+    assert (first.rows, first.columns, first.spacing_x_mm, first.spacing_y_mm) == (200, 220, *SPACING)
+    # ContourData was written with 4 decimals of a millimetre.
+    np.testing.assert_allclose(first.points, circle_px((60, 80), 12.0), atol=1e-3)
+    assert recist.longest_mm(first.points, SPACING) == pytest.approx(24.0, abs=0.01)
+
+
+def test_slices_apart_and_contours_apart_are_lesions_apart(tmp_path: Path) -> None:
+    contours = [
+        contour(circle_px((60, 80), 8.0), 2),
+        contour(circle_px((60, 80), 6.0), 5),
+        contour(circle_px((120, 80), 9.0), 5),
+    ]
+    bookmarks, _ = split(structure_set(tmp_path / "rs.dcm", {"GTV": contours}))
+    assert sorted(bookmark.image_uid or "" for bookmark in bookmarks) == ["1.2.3.2", "1.2.3.5", "1.2.3.5"]
+
+
+def test_a_hole_belongs_to_its_outline(tmp_path: Path) -> None:
+    contours = [contour(circle_px((60, 80), 4.0), 2), contour(circle_px((60, 80), 12.0), 2)]
+    (bookmark,), rejections = split(structure_set(tmp_path / "rs.dcm", {"GTV": contours}))
+    assert not rejections
+    assert recist.longest_mm(bookmark.points, SPACING) == pytest.approx(24.0, abs=0.01)
+
+
+def test_a_point_is_a_point(tmp_path: Path) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"Nodule": [contour(np.array([[33.25, 44.5]]), 6, kind="POINT")]})
+    (bookmark,), _ = split(path)
+    assert (bookmark.form, bookmark.image_uid) == ("point", "1.2.3.6")
+    np.testing.assert_allclose(bookmark.points, [(33.25, 44.5)], atol=1e-3)
+
+
+def test_oblique_image(tmp_path: Path) -> None:
+    row, column = np.array([0.8, 0.6, 0.0]), np.array([0.0, 0.0, -1.0])
+    image = FakeImage((10.0, 20.0, 30.0), (*row, *column))
+    px = circle_px((70, 90), 11.0)
+    lps = np.array([10.0, 20.0, 30.0]) + (px[:, :1] - 0.5) * SPACING[0] * row + (px[:, 1:] - 0.5) * SPACING[1] * column
+    item = contour(px, 3)
+    item.ContourData = [f"{value:.4f}" for value in lps.ravel()]
+    (bookmark,), _ = split(structure_set(tmp_path / "rs.dcm", {"GTV": [item]}), FakeImages({"1.2.3.3": image}))
+    np.testing.assert_allclose(bookmark.points, px, atol=1e-3)
+
+
+def test_without_images_every_contour_is_listed(tmp_path: Path) -> None:
+    bookmarks, rejections = split(structure_set(tmp_path / "rs.dcm", {"GTV": BALL}), None)
+    assert not bookmarks
+    assert [rejection.row for rejection in rejections] == [f"ROI 1 contour {k}" for k in (1, 2, 3)]
+    assert all("1.2.3." in r.reason and "pass --images" in r.reason for r in rejections)
+
+
+def test_a_contour_that_names_no_image_is_placed_by_position(tmp_path: Path) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": [contour(circle_px((60, 80), 8.0), 4, name=False)]})
+    (bookmark,), _ = split(path)
+    assert bookmark.image_uid == "1.2.3.4"
+    _, (rejection,) = split(path, FakeImages())
+    assert "plane" in rejection.reason
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ContourGeometricType": "OPEN_PLANAR"}, "encloses no area"),
+        ({"ContourGeometricType": "OPEN_NONPLANAR"}, "encloses no area"),
+        ({"ContourGeometricType": "SPIRAL"}, "missing or unknown"),
+        ({"ContourData": ["1", "2"]}, "not points"),
+        ({"ContourData": []}, "not points"),
+        ({"ContourData": ["1", "2", "-27"]}, "three different points"),
+        ({"ContourData": ["9e4", "9e4", "-27", "9.1e4", "9e4", "-27", "9e4", "9.2e4", "-27"]}, "outside"),
+        ({"ContourData": ["1", "2", "0", "9", "2", "0", "9", "9", "0"]}, "27.0 mm off"),
+        ({"ContourImageSequence": [dataset(ReferencedSOPInstanceUID="9.9")]}, "not among"),
+    ],
+)
+def test_contours_of_no_use_are_listed(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    item = contour(circle_px((60, 80), 8.0), 1)
+    for keyword, value in change.items():
+        setattr(item, keyword, value)
+    good = contour(circle_px((60, 80), 8.0), 5)
+    bookmarks, (rejection,) = split(structure_set(tmp_path / "rs.dcm", {"GTV": [item, good]}))
+    assert [bookmark.image_uid for bookmark in bookmarks] == ["1.2.3.5"]
+    assert rejection.row == "ROI 1 contour 1"
+    assert words in rejection.reason
+
+
+def test_an_image_without_geometry(tmp_path: Path) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": BALL})
+    images = FakeImages({uid: dataclasses.replace(image, position_lps_mm=None) for uid, image in IMAGES.items()})
+    bookmarks, rejections = split(path, images)
+    assert not bookmarks
+    assert all("has no position" in rejection.reason for rejection in rejections)
+
+
+def test_an_empty_roi_is_listed(tmp_path: Path) -> None:
+    _, (rejection,) = split(structure_set(tmp_path / "rs.dcm", {"GTV": []}))
+    assert "no contours" in rejection.reason
+
+
+def test_damaged_files_are_refused_or_read(tmp_path: Path) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": BALL, "Iso": [contour(np.array([[5, 6]]), 1, kind="POINT")]})
+    whole = path.read_bytes()
+    rng = random.Random(4)
+    started = time.monotonic()
+    read = 0
+    for number in range(80):
+        data = bytearray(whole)
+        if number % 2:
+            del data[rng.randrange(len(data)) :]
+        else:
+            for _ in range(rng.choice((1, 10, 100))):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            read += bool(split(path)[0])
+        except UnreadableError as error:
+            message = str(error)
+            if "Canary" in message:
+                pytest.fail(message)
+    assert 10 < read < 80
+    assert time.monotonic() - started < 60
