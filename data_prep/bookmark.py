@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from os import PathLike
 from typing import Any
 
@@ -157,21 +158,18 @@ _ARROW_TYPES: dict[str, pa.DataType] = {
 
 def arrow_schema(record: type[Any], name: str) -> pa.Schema:
     """The Parquet schema of a flat dataclass, ``schema_version`` second; shared with :mod:`data_prep.lesion`."""
-    fields = [
-        pa.field(f.name, _ARROW_TYPES[str(f.type).removesuffix(" | None")]) for f in dataclasses.fields(record)
-    ]
+    fields = [pa.field(f.name, _ARROW_TYPES[str(f.type).removesuffix(" | None")]) for f in dataclasses.fields(record)]
     fields.insert(1, pa.field("schema_version", pa.int32()))
     return pa.schema(fields, metadata={"lesion_bookmarks": name, "schema_version": str(SCHEMA_VERSION)})
 
 
 def records_to_table(records: Iterable[Any], record: type[Any], schema: pa.Schema) -> pa.Table:
     """Flat dataclass instances -> an Arrow table with ``schema``."""
-    rows = list(records)
-    columns = [
-        [SCHEMA_VERSION] * len(rows) if field.name == "schema_version" else [getattr(row, field.name) for row in rows]
-        for field in schema
-    ]
-    arrays = [pa.array(values, type=field.type) for values, field in zip(columns, schema, strict=True)]
+    names = [field.name for field in schema if field.name != "schema_version"]
+    rows = [*map(attrgetter(*names), records)]
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
+    columns["schema_version"] = (SCHEMA_VERSION,) * len(rows)
+    arrays = [pa.array(columns[field.name], type=field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

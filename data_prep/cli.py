@@ -37,6 +37,14 @@ def phantom(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.", show_default=False)],
     patients: Annotated[int, typer.Option("--patients", min=1, help="How many patients.")] = 52,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same hospital.")] = 0,
+    forms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--form",
+            help="How marks are stored: sr, gsps, aim or seg. May be given several times. Default: sr.",
+            show_default=False,
+        ),
+    ] = None,
     workers: Workers = 2,
     quiet: Quiet = False,
 ) -> None:
@@ -46,7 +54,7 @@ def phantom(
     """
     from data_prep import phantom as package
 
-    package.make(out, patients=patients, seed=seed, workers=workers, progress=not quiet)
+    package.make(out, patients=patients, seed=seed, forms=forms or ["sr"], workers=workers, progress=not quiet)
     typer.echo(f"wrote a phantom hospital of {patients} patients to {out}")
 
 
@@ -145,7 +153,13 @@ def categorize(
     if categories != "auto" and not (categories.isdecimal() and int(categories) > 0):
         raise DataPrepError(f"--categories must be a number from 1 up, or auto; got {categories!r}")
     count: int | Literal["auto"] = "auto" if categories == "auto" else int(categories)
-    run(lesions, images, out, categories=count, model=model, seed=seed, progress=not quiet)
+    summary = run(lesions, images, out, categories=count, model=model, seed=seed, progress=not quiet)
+    for message in summary.messages:
+        typer.echo(message, err=True)
+    for name, size in summary.categories.items():
+        typer.echo(f"{name:24} {size:>7,} lesions")
+    for reason, size in sorted(summary.left_out.items()):
+        typer.echo(f"left out: {size:,} ({reason})")
     typer.echo(f"wrote categories.parquet and the category cards to {out}")
 
 

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ FindImage = Callable[[str, int | None], "ImageRecord | None"]
 BUCKET_ROWS = 20_000
 _MOST_BUCKETS = 200  # files open at a time
 
-_WHO = ("patient_id", "study_uid", "series_uid", "image_uid", "image", "source_file")
+_WHO = ("patient_id", "study_uid", "series_uid", "image_uid", "source_file")
 _WHERE = ("image_uid", "frame_number", "series_uid", "slice_index", "image")
 _IMAGE_FACTS = (
     "patient_id",
@@ -121,11 +122,11 @@ def join(
 def _scan(parts: Sequence[Path]) -> tuple[pa.Table, pa.Table]:
     """(order key, bookmark_id, source_file) of every row, and the different combinations of who was marked."""
     orders, who = [], []
-    names = [*dict.fromkeys(("bookmark_id", "split", *_WHO, *_WHERE))]
+    names = [*dict.fromkeys(("bookmark_id", "split", *_WHO, *_WHERE))]  # each once
     for part in parts:
         table = pq.read_table(part, columns=names)
         orders.append(pa.table({"key": _order_key(table), "id": table["bookmark_id"], "file": table["source_file"]}))
-        who.append(table.group_by([*_WHO, "split", "frame_number"]).aggregate([]))
+        who.append(_identities(table).append_column("split", table["split"]).group_by([*_WHO, "split"]).aggregate([]))
     return pa.concat_tables(orders), pa.concat_tables(who)
 
 
@@ -142,26 +143,20 @@ def _order_key(table: pa.Table, fallback: str = "bookmark_id") -> pa.ChunkedArra
     )
 
 
+def _identities(table: pa.Table) -> pa.Table:
+    """What tells whose each mark is; of an image without a UID its folder, which is a series and so one patient's."""
+    image = pc.coalesce(table["image_uid"], pc.replace_substring_regex(table["image"], "/[^/]*$", "/"))
+    return table.select(_WHO).set_column(_WHO.index("image_uid"), "image_uid", image)
+
+
 def _patients(who: pa.Table, find_image: FindImage | None) -> Patients:
     patients = Patients()
-    for row in who.to_pylist():
-        identity = _identity(row)
-        patients.add(identity, row["split"])
-        if find_image is not None and row["image_uid"]:
-            image = find_image(row["image_uid"], row["frame_number"])
-            if image is not None:
-                patients.add((image.patient_id, image.study_uid, image.series_uid, row["image_uid"], None))
+    for *identity, split in zip(*(who[name].to_pylist() for name in (*_WHO, "split")), strict=True):
+        patients.add(identity, split)
+        image = find_image(identity[3], None) if find_image is not None and identity[3] else None
+        if image is not None:
+            patients.add((image.patient_id, image.study_uid, image.series_uid, identity[3], None))
     return patients
-
-
-def _identity(row: dict[str, Any]) -> tuple[str | None, ...]:
-    return (
-        row["patient_id"],
-        row["study_uid"],
-        row["series_uid"],
-        row["image_uid"] or row["image"],
-        row["source_file"],
-    )
 
 
 def _buckets(keys: pa.Table) -> npt.NDArray[np.int64]:
@@ -229,11 +224,9 @@ def _merge_bucket(
     result: Joined,
 ) -> tuple[pa.Table, pa.Table]:
     """The bookmark and lesion rows of one bucket, complete and in order."""
-    columns = [table[name].to_pylist() for name in ("bookmark_id", *_WHO)]
-    who = {
-        mark: patients.of((patient, study, series, image_uid or image, file))
-        for mark, patient, study, series, image_uid, image, file in zip(*columns, strict=True)
-    }
+    identities = zip(*(column.to_pylist() for column in _identities(table).columns), strict=True)
+    of = cache(patients.of)
+    who = {mark: of(identity) for mark, identity in zip(table["bookmark_id"].to_pylist(), identities, strict=True)}
     release = is_release_row(table)
     plain = table.filter(release)
     others: list[Bookmark] = []

@@ -56,9 +56,10 @@ class Patients:
     _KINDS = ("patient", "study", "series", "image", "file")
 
     def __init__(self) -> None:
-        self._parent: dict[tuple[int, str], tuple[int, str]] = {}
-        self._stated: dict[tuple[int, str], set[str]] = {}
-        self._resolved: dict[tuple[int, str], tuple[str, str]] = {}
+        # A node is the digit of its kind and the identifier, so the smallest of a set is its patient where there is one.
+        self._parent: dict[str, str] = {}
+        self._stated: dict[str, set[str]] = {}
+        self._resolved: dict[str, tuple[str, str]] = {}
 
     def add(self, identifiers: Sequence[str | None], stated_split: str | None = None) -> None:
         """Note one record.
@@ -93,14 +94,14 @@ class Patients:
         """How many patients their sources state in more than one split."""
         return sum(len(splits) > 1 for splits in self._stated_by_root().values())
 
-    def _nodes(self, identifiers: Sequence[str | None]) -> list[tuple[int, str]]:
+    def _nodes(self, identifiers: Sequence[str | None]) -> list[str]:
         if len(identifiers) != len(self._KINDS):
             raise ValueError(f"expected {', '.join(self._KINDS)}, got {len(identifiers)} identifiers")
         *known, file = identifiers
-        nodes = [(kind, value) for kind, value in enumerate(known) if value]
-        return nodes or [(len(known), file or "")]
+        nodes = [f"{kind}{value}" for kind, value in enumerate(known) if value]
+        return nodes or [f"{len(known)}{file or ''}"]
 
-    def _root(self, node: tuple[int, str]) -> tuple[int, str]:
+    def _root(self, node: str) -> str:
         self._parent.setdefault(node, node)
         path = []
         while self._parent[node] != node:
@@ -110,17 +111,16 @@ class Patients:
             self._parent[passed] = node
         return node
 
-    def _stated_by_root(self) -> dict[tuple[int, str], set[str]]:
-        by_root: dict[tuple[int, str], set[str]] = {}
+    def _stated_by_root(self) -> dict[str, set[str]]:
+        by_root: dict[str, set[str]] = {}
         for node, splits in self._stated.items():
             by_root.setdefault(self._root(node), set()).update(splits)
         return by_root
 
     def _resolve(self) -> None:
-        # A root is the smallest node of its set (kind first), so it is the patient's own identifier where one is known.
         stated = self._stated_by_root()
         for root in {self._root(node) for node in self._parent}:
-            kind, value = root
+            kind, value = int(root[0]), root[1:]
             key = value if kind == 0 else f"{self._KINDS[kind]}:{value}"
             given = [split for split in reversed(SPLITS) if split in stated.get(root, ())]
             self._resolved[root] = (key, given[0] if given else split_of(key))

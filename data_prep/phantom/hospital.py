@@ -25,6 +25,9 @@ from data_prep.phantom.anatomy import Anatomy
 from data_prep.phantom.dicom_series import Study, write_series
 from data_prep.phantom.lesions import place_lesions
 from data_prep.phantom.scanner import plan_canvas, sample_protocol, scan
+from data_prep.schemas import validate
+from data_prep.splits import tuning_patients
+from data_prep.writers.deeplesion import write_dl_info
 
 VERSION = 1
 """Raised when the same parameters no longer give the same bytes, so that an old folder is not taken for a new one."""
@@ -136,10 +139,7 @@ def _make_patient(folder: Path, number: int, seed: int, forms: tuple[str, ...]) 
         series = scan(rng, body, lesions, date, protocol)
         chosen = radiologist.choose(rng, series, before)
         before = [lesion for lesion, _ in chosen]
-        marks = []
-        for lesion, index in chosen:
-            seen = series.seen[index][lesion]
-            marks.append(radiologist.Mark(index, seen, radiologist.draw(rng, seen)))
+        marks = [radiologist.draw(rng, index, series.seen[index][lesion]) for lesion, index in chosen]
         home = part / DICOM / study.patient_id / f"STUDY{study.study}"
         images = write_series(study, series, home / "CT")
         radiologist.write_reports(study, series, marks, images, forms, home / "REPORTS")
@@ -197,11 +197,10 @@ def _words(parameters: Any) -> str:
 
 
 def _write_tables(folder: Path, patients: int, seed: int) -> None:
-    from data_prep.writers.deeplesion import write_dl_info
-
     split = split_of_patients(patients, seed)
     truth: dict[str, Any] = {"schema_version": 1, "kind": "truth"}
     truth |= {"training": [], "tuning": [], "validation": [], "test": [], "categories": ["lesion"]}
+    tuning = tuning_patients(f"{number:06d}" for number, name in split.items() if name == "train")
     lesions: list[Lesion] = []
     for number in range(1, patients + 1):
         record = json.loads(_record_path(folder, number).read_text(encoding="utf-8"))
@@ -209,12 +208,14 @@ def _write_tables(folder: Path, patients: int, seed: int) -> None:
         for item in record["items"]:
             key = item.pop("key_image")
             image = png.neighbours(folder / IMAGES, key, 3)
-            truth["training" if name == "train" else name].append({"image": image, **item})
+            section = ("tuning" if item["patient_id"] in tuning else "training") if name == "train" else name
+            truth[section].append({"image": image, **item})
         for row in record["lesions"]:
             row |= {"bookmark_ids": tuple(row["bookmark_ids"]), "recist_px": tuple(row["recist_px"]), "split": name}
             if name == "train":
                 row["coarse_type"] = None  # as in the release, where no training row has a type
             lesions.append(Lesion(**row))
+    validate(truth, "datalist")
     shutil.rmtree(folder / ".part", ignore_errors=True)
     write_dl_info(lesions, folder / CSV)
     atomic.write_json(folder / TRUTH / "datalist.json", truth)

@@ -1,4 +1,4 @@
-"""Lesions: what kinds there are, where they may lie, and how they are drawn.
+"""Lesions: where a patient has them, and how they are drawn.
 
 A lesion is a solid in the body frame with a lumpy outline, the same at both dates but for its size. Its truth on a
 slice is the outline where it covers half a voxel, taken from the same cover that blends it into the image.
@@ -7,7 +7,7 @@ slice is the outline where it covers half a voxel, taken from the same cover tha
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,134 +16,15 @@ from scipy import ndimage
 from skimage.measure import find_contours
 
 from data_prep import frames
-from data_prep.phantom.anatomy import Anatomy, Organ
+from data_prep.phantom.anatomy import Anatomy
+from data_prep.phantom.kinds import KINDS, Kind
 from data_prep.phantom.shapes import Canvas, Point, Volume, Window
 
+SHORT_AXIS_RATIO = (0.60, 0.88)
+"""Of a solid's two radii in plane. A rounder lesion has no long axis that two readings would agree on."""
 
-@dataclass(frozen=True)
-class Kind:
-    """One kind of lesion.
-
-    ``contrast_hu`` is the range of the difference from the host organ; None where the lesion lies in fat, lung or
-    bone and ``level_hu`` gives its own attenuation instead. ``coarse_type`` is DeepLesion's code
-    (:data:`data_prep.lesion.COARSE_TYPES`).
-    """
-
-    name: str
-    coarse_type: int
-    hosts: tuple[Organ, ...]
-    weight: float
-    median_mm: float  # of the long diameter
-    least_mm: float
-    greatest_mm: float
-    depth: float  # how deep the centre lies in its host, in short radii
-    over: tuple[Organ, ...] = ()  # what else it grows over
-    contrast_hu: tuple[float, float] | None = None
-    level_hu: tuple[float, float] | None = None
-    edge_mm: float = 2.0
-    lumps: float = 0.1  # amplitude of the outline's lumps, in radii
-    rim: float = 0.0  # chance of a brighter rim
-
-
-_FAT = (Organ.ABDOMINAL_FAT,)
-_AROUND_LIVER = (Organ.BLOOD, Organ.GALLBLADDER, Organ.ABDOMINAL_FAT)
-_CHEST = (Organ.LUNG, Organ.MUSCLE, Organ.BOWEL)
-_BELLY = (Organ.ABDOMINAL_FAT, Organ.BOWEL, Organ.PANCREAS, Organ.MUSCLE, Organ.STOMACH)
-
-KINDS: tuple[Kind, ...] = (
-    Kind(
-        "liver metastasis",
-        4,
-        (Organ.LIVER,),
-        0.26,
-        20,
-        9,
-        45,
-        0.8,
-        over=_AROUND_LIVER,
-        contrast_hu=(-58, -24),
-        edge_mm=3.0,
-        rim=0.4,
-    ),
-    Kind(
-        "solid lung nodule",
-        5,
-        (Organ.LUNG,),
-        0.20,
-        15,
-        8,
-        36,
-        0.7,
-        over=(Organ.AIRWAY,),
-        level_hu=(10, 60),
-        edge_mm=2.0,
-        lumps=0.16,
-    ),
-    Kind(
-        "ground-glass nodule",
-        5,
-        (Organ.LUNG,),
-        0.05,
-        18,
-        11,
-        32,
-        0.8,
-        over=(Organ.AIRWAY,),
-        level_hu=(-560, -380),
-        edge_mm=4.0,
-    ),
-    Kind(
-        "mediastinal node", 3, (Organ.MEDIASTINUM,), 0.12, 20, 14, 38, 0.45, over=_CHEST, level_hu=(48, 82), edge_mm=2.0
-    ),
-    Kind(
-        "abdominal node", 2, (Organ.ABDOMINAL_FAT,), 0.14, 22, 14, 42, 0.55, over=_BELLY, level_hu=(40, 78), edge_mm=2.0
-    ),
-    Kind("kidney mass", 6, (Organ.KIDNEY,), 0.14, 20, 10, 42, 0.35, over=_FAT, contrast_hu=(-60, -30), edge_mm=2.0),
-    Kind(
-        "lytic bone lesion",
-        1,
-        (Organ.VERTEBRA,),
-        0.07,
-        17,
-        9,
-        28,
-        0.3,
-        over=(Organ.BONE,),
-        level_hu=(35, 75),
-        edge_mm=2.5,
-        lumps=0.15,
-    ),
-    Kind("spleen lesion", 2, (Organ.SPLEEN,), 0.08, 18, 9, 36, 0.7, over=_FAT, contrast_hu=(-58, -26), edge_mm=3.0),
-    Kind("adrenal mass", 2, (Organ.ADRENAL,), 0.05, 24, 15, 44, 0.0, over=_BELLY, level_hu=(25, 60), edge_mm=2.0),
-    Kind(
-        "muscle metastasis",
-        7,
-        (Organ.MUSCLE,),
-        0.05,
-        19,
-        10,
-        34,
-        0.75,
-        over=(Organ.ABDOMINAL_FAT, Organ.SUBCUTANEOUS_FAT),
-        contrast_hu=(-50, -28),
-        edge_mm=3.0,
-        rim=0.5,
-    ),
-    Kind(
-        "subcutaneous nodule",
-        7,
-        (Organ.SUBCUTANEOUS_FAT,),
-        0.03,
-        14,
-        9,
-        26,
-        0.5,
-        over=(Organ.MUSCLE, Organ.SKIN),
-        level_hu=(35, 70),
-    ),
-)
-
-SHORT_AXIS_RATIO = (0.66, 0.98)
+LOG_SIZE_SD = 0.36
+"""Standard deviation of the log of the long diameter within a kind."""
 
 
 @dataclass(frozen=True)
@@ -219,17 +100,17 @@ def sample_lesion(
         [
             rng.normal(size=(5, 3)) * frequency[:, None] / math.sqrt(3),
             rng.uniform(0, 2 * math.pi, 5),
-            rng.uniform(0.2, 1.0, 5) * kind.lumps * 2 / np.sqrt(frequency) / 2,
+            rng.uniform(0.2, 1.0, 5) * kind.lumps / np.sqrt(frequency),
         ]
     )
-    spread = kind.contrast_hu or kind.level_hu
-    assert spread is not None
-    hu = float(rng.uniform(*spread))
+    hu = float(rng.uniform(*kind.range_hu))
     rim = 14.0 if kind.rim and rng.random() < kind.rim else 0.0
     growth = float(np.exp(rng.normal(0.05, 0.28)))
     draw = rng.random()
-    # Kept within the organ's room at the larger date.
-    second = float(np.clip(growth, 0.6, min(1.5, max(1.0, room_mm / a), 45.0 / long_mm)))
+    _, least_mm, greatest_mm = kind.long_mm
+    # Not larger than the organ's room, and still a lesion of its kind at the other date.
+    largest = min(1.5, max(1.0, room_mm / a), greatest_mm / long_mm)
+    second = float(np.clip(growth, min(max(0.6, least_mm / long_mm), largest), largest))
     sizes = (1.0, second) if draw < 0.8 else (0.0, 1.0) if draw < 0.93 else (1.0, 0.0)
     return TrueLesion(number, level, kind, centre, radii, float(rng.uniform(0, math.pi)), hu, rim, waves, sizes)
 
@@ -249,24 +130,24 @@ def place_lesions(
     for plane, (level, count) in enumerate(zip(levels_z_mm, counts, strict=True)):
         labels = plan.label[plane]
         rooms = {kind.name: _room_mm(labels, kind, step) for kind in KINDS}
-        used: set[str] = set()
-        placed = 0
+        placed: list[TrueLesion] = []
         for _ in range(60):
-            if placed == count:
+            if len(placed) == count:
                 break
-            # A second lesion of the same kind at the same level is likelier than not to look alike: prefer another.
-            weights = np.array([k.weight * (0.35 if k.name in used else 1.0) for k in KINDS])
+            there = [lesion.kind for lesion in placed]
+            # Two of a kind at one level happen, but less often.
+            weights = np.array([k.weight * (0.35 if k in there else 1.0) * bool(rooms[k.name].any()) for k in KINDS])
             kind = KINDS[int(rng.choice(len(KINDS), p=weights / weights.sum()))]
-            spread = 0.38
-            long_mm = float(np.clip(kind.median_mm * np.exp(rng.normal(0, spread)), kind.least_mm, kind.greatest_mm))
-            found = _find_place(rng, body, plan, plane, rooms[kind.name], kind, long_mm, out)
+            median_mm, least_mm, greatest_mm = kind.long_mm
+            long_mm = float(np.clip(median_mm * np.exp(rng.normal(0, LOG_SIZE_SD)), least_mm, greatest_mm))
+            found = _find_place(rng, body, plan, plane, rooms[kind.name], kind, long_mm, out + placed)
             if found is None:
                 continue
             x, y, room = found
             z = level + rng.uniform(-0.2, 0.2) * long_mm / 2
-            out.append(sample_lesion(rng, len(out) + 1, plane, kind, (x, y, z), long_mm, room))
-            used.add(kind.name)
-            placed += 1
+            number = len(out) + len(placed) + 1
+            placed.append(sample_lesion(rng, number, plane, kind, (x, y, z), long_mm, room))
+        out += placed
     return out
 
 
@@ -330,8 +211,3 @@ def true_outline_px(
     outline = frames.index_to_px(longest[:, ::-1] - 1.0)
     extent = (outline.max(axis=0) - outline.min(axis=0)) * np.asarray(spacing_mm)
     return outline if float(extent.max()) >= least_mm else None
-
-
-def by_name() -> Mapping[str, Kind]:
-    """The kinds by their names."""
-    return {kind.name: kind for kind in KINDS}

@@ -70,39 +70,27 @@ def choose(rng: np.random.Generator, scan: Scan, before: Sequence[int] = ()) -> 
     return sorted(chosen, key=lambda pair: (pair[1], pair[0]))
 
 
-def draw(rng: np.random.Generator, seen: Seen) -> npt.NDArray[np.float64]:
-    """The axes as a hand draws them, (4, 2) px."""
+def draw(rng: np.random.Generator, slice_index: int, seen: Seen) -> Mark:
+    """Measure a lesion by hand: its true axes with every end point a little off."""
     jitter = rng.normal(0, JITTER_PX, (4, 2)).clip(-3 * JITTER_PX, 3 * JITTER_PX)
     drawn: npt.NDArray[np.float64] = seen.recist_px + jitter
     long_px, short_px = (float(np.hypot(*(drawn[k + 1] - drawn[k]))) for k in (0, 2))
     # Of a round lesion the longer of the two is called the long axis.
-    return drawn if long_px >= short_px else drawn[[2, 3, 0, 1]]
+    return Mark(slice_index, seen, drawn if long_px >= short_px else drawn[[2, 3, 0, 1]])
 
 
-def drawn_outline(mark: Mark) -> npt.NDArray[np.float64]:
-    """The lesion's outline as the same hand draws it: moved by the affine that brings the true axes nearest to the
-    drawn ones, (N, 2) px."""
-    true = mark.seen.recist_px
-    drawn = min((mark.points_px, mark.points_px[[2, 3, 0, 1]]), key=lambda p: float(np.abs(p - true).sum()))
-    solution, *_ = np.linalg.lstsq(np.column_stack([true, np.ones(4)]), drawn, rcond=None)
-    outline = mark.seen.outline_px
-    out: npt.NDArray[np.float64] = np.column_stack([outline, np.ones(len(outline))]) @ solution
-    return out
-
-
-def bookmark(study: Study, scan: Scan, mark: Mark, *, form: str = "bidirectional") -> Bookmark:
-    """A mark as a bookmark (``bidirectional``, or ``segmentation`` with the drawn outline)."""
+def bookmark(study: Study, scan: Scan, mark: Mark) -> Bookmark:
+    """A mark as the bookmark that a report holds."""
     lesion = mark.seen.lesion
     image_uid = study.uid("ct", mark.slice_index)
-    points = mark.points_px if form == "bidirectional" else drawn_outline(mark)
     spacing = scan.protocol.spacing_mm
     low, high = window_hu(lesion.kind.coarse_type)
     long_mm, short_mm = (frames.length_mm(mark.points_px[k], mark.points_px[k + 1], (spacing, spacing)) for k in (0, 2))
     return Bookmark(
-        bookmark_id=make_id("phantom", image_uid, lesion.number, form),
+        bookmark_id=make_id("phantom", image_uid, lesion.number),
         source="dicom-sr",
-        form=form,
-        points_px=tuple(float(v) for v in points.ravel()),
+        form="bidirectional",
+        points_px=tuple(float(v) for v in mark.points_px.ravel()),
         text=f"Lesion {lesion.number}",
         finding_code=FINDING,
         # The same at both dates: that is how a follow-up names its target.
@@ -183,13 +171,8 @@ def _write_seg(bookmarks: Sequence[Bookmark], evidence: Sequence[Dataset], study
     _write_dicom(segmentation, folder / "seg.dcm")
 
 
-FORMS: Mapping[str, tuple[str, Writer]] = {
-    "sr": ("bidirectional", _write_sr),
-    "gsps": ("bidirectional", _write_gsps),
-    "aim": ("bidirectional", _write_aim),
-    "seg": ("segmentation", _write_seg),
-}
-"""What ``make(forms=...)`` takes -> the form of bookmark handed to the writer, and the writer (imported when used)."""
+FORMS: Mapping[str, Writer] = {"sr": _write_sr, "gsps": _write_gsps, "aim": _write_aim, "seg": _write_seg}
+"""What ``make(forms=...)`` takes -> who writes it (each imports its writer when it is used)."""
 
 
 def write_reports(
@@ -200,9 +183,9 @@ def write_reports(
         return
     folder.mkdir(parents=True)
     evidence = [images[index] for index in sorted({mark.slice_index for mark in marks})]
+    bookmarks = [bookmark(study, scan, mark) for mark in marks]
     for name in forms:
-        form, write = FORMS[name]
-        write([bookmark(study, scan, mark, form=form) for mark in marks], evidence, study, folder)
+        FORMS[name](bookmarks, evidence, study, folder)
 
 
 def image_name(study: Study, index: int) -> str:

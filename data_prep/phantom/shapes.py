@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+_NEAR = 1e-4
+"""Closer to a centre than this the formulas below are 0 / 0."""
+
 Volume = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.uint8]
 Point = tuple[float, float, float]
@@ -224,7 +227,8 @@ def ellipsoid(w: Window, centre: Point, radii: Point, turn_rad: float = 0.0) -> 
     assert k2 is not None
     np.sqrt(k1, out=k1)
     np.sqrt(k2, out=k2)
-    k2 += np.float32(1e-6)
+    np.maximum(k1, np.float32(_NEAR), out=k1)
+    np.maximum(k2, np.float32(_NEAR / min(radii)), out=k2)
     out: Volume = k1 - 1
     out *= k1
     out /= k2
@@ -241,8 +245,9 @@ def ellipse_column(w: Window, centre: tuple[float, float], radii: tuple[float, f
     y *= np.float32(radii[1] ** -2)
     x += y
     np.sqrt(x, out=x)
-    x += np.float32(1e-6)
-    # r (1 - 1 / rho), rho the radius in units of the ellipse's.
+    # r (1 - 1 / rho), rho the radius in units of the ellipse's; on the axis itself as in its neighbourhood.
+    np.maximum(r, np.float32(_NEAR), out=r)
+    np.maximum(x, np.float32(_NEAR / min(radii)), out=x)
     r -= r / x
     return r
 

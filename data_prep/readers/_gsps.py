@@ -9,19 +9,19 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pydicom
 import pydicom.config
 from pydicom import Dataset
-from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 
 from data_prep.frames import LENGTH_UNIT_MM, Array
-from data_prep.readers import dicom_kind
 from data_prep.readers._lines import cross, length_px, longer_first, open_outline
+from data_prep.readers.dicom_kind import DAMAGE
 
-DAMAGE = (*dicom_kind.DAMAGE, BytesLengthException)
+_FLOATS = ("GraphicData", "AnchorPoint")
 
 
 class UnusableError(Exception):
@@ -61,12 +61,16 @@ def items(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 def numbers(dataset: Dataset, keyword: str) -> list[float]:
     """The numbers of an element; none where it is missing or empty. Raises UnusableError where they are not numbers."""
-    value = _value(dataset, keyword)
+    value: Any = _value(dataset, keyword)
     if value is None or (isinstance(value, str | bytes) and not value.strip()):
         return []
     try:
-        values = [value] if isinstance(value, str | bytes) or not hasattr(value, "__iter__") else list(value)
-        return [float(number) for number in values]
+        if isinstance(value, bytes) and keyword in _FLOATS:
+            # More than 64 KiB do not fit an explicit VR of FL and are stored as UN (PS3.5 6.2.2), little endian.
+            return [float(number) for number in np.frombuffer(value, "<f4")]
+        if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+            value = [value]
+        return [float(number) for number in value]
     except DAMAGE as error:
         raise UnusableError(f"{keyword} does not hold numbers") from error
 
@@ -104,6 +108,7 @@ class Shape:
     instance: int | None = None  # Compound Graphic Instance ID
     group: int | None = None  # Graphic Group ID
     tracking_uid: str | None = None
+    is_compound: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -167,7 +167,7 @@ def text(dataset: Dataset, tag: int) -> str:
     if raw is not None and raw[0].isascii() and b"\x1b" not in raw[0]:
         return raw[0].decode("ascii").strip(_PADDING)
     element = dataset.get(tag)
-    if element is None or element.value is None or isinstance(element.value, bytes):
+    if element is None or element.VR == "SQ" or element.value is None or isinstance(element.value, bytes):
         return ""
     return str(element.value).strip(_PADDING)
 

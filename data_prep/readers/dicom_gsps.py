@@ -47,7 +47,7 @@ SOP_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.11.4": "Blending Softcopy Presentation State",
 }
 
-MAX_MARKS = 50_000
+MAX_MARKS = 20_000
 MAX_COORDINATES = 2_000_000
 """Limits for one file: marks times images multiply, so that a small damaged file could ask for any amount of memory."""
 
@@ -259,8 +259,12 @@ class _State:
             instance = None
             try:
                 instance = integer(item, "CompoundGraphicInstanceID")
+                tracking_uid = text(item, "TrackingUID")
                 if not is_compound and instance is not None:
-                    if any(shape.instance == instance for shape in shapes if shape.where.startswith("compound")):
+                    same = [n for n, shape in enumerate(shapes) if shape.instance == instance and shape.is_compound]
+                    for n in same:  # drawn already; only this plain version can have a tracking identifier
+                        shapes[n] = replace(shapes[n], tracking_uid=tracking_uid or shapes[n].tracking_uid)
+                    if same:
                         continue
                     failed.pop(instance, None)
                 units = "CompoundGraphicUnits" if is_compound else "GraphicAnnotationUnits"
@@ -270,8 +274,8 @@ class _State:
                     drawn = compound(text(item, "CompoundGraphicType"), points, rotation_deg=turned)
                 else:
                     drawn = graphic(text(item, "GraphicType"), points, filled=text(item, "GraphicFilled") == "Y")
-                group, tracking_uid = integer(item, "GraphicGroupID"), text(item, "TrackingUID")
-                shapes += [Shape(where, *mark, instance, group, tracking_uid) for mark in drawn]
+                group = integer(item, "GraphicGroupID")
+                shapes += [Shape(where, *mark, instance, group, tracking_uid, is_compound) for mark in drawn]
             except UnusableError as error:
                 if is_compound and instance is not None:
                     failed[instance] = (where, str(error))

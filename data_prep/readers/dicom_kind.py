@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
@@ -28,6 +28,7 @@ MAX_ITEMS = 50_000
 """Sequence items that are parsed; each costs about 50 µs, so this bounds the time a hostile file can take."""
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
+_DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 _SOP_CLASS = 0x00080016
 _META_SOP_CLASS = 0x00020002
@@ -36,6 +37,7 @@ _META_TRANSFER_SYNTAX = 0x00020010
 # What pydicom raises on damaged bytes, as met with truncated, bit-flipped and ill-typed files.
 DAMAGE = (
     AttributeError,
+    BytesLengthException,
     EOFError,
     InvalidDicomError,
     LookupError,
@@ -96,7 +98,7 @@ def _find_sop_class(head: bytes) -> str | None:
         if uid:
             return uid
         part = read_partial(
-            BytesIO(_inflated(head, len(head))),
+            BytesIO(_beginning(head)),
             stop_when=lambda tag, _vr, _length: int(tag) > _SOP_CLASS,
             specific_tags=[_SOP_CLASS],
             force=True,
@@ -142,7 +144,7 @@ def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX
     try:
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
             warnings.simplefilter("ignore")  # pydicom quotes values, which may be names, in its warnings
-            data = _inflated(data, max_bytes)
+            data = _inflated(path, data, max_bytes)
             if data.count(_ITEM_TAG) > max_items:
                 raise UnreadableError(f"{path}: more than {max_items} sequence items; not a plausible document")
             return pydicom.dcmread(BytesIO(data), force=True)
@@ -152,15 +154,36 @@ def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX
         raise UnreadableError(f"{path}: damaged DICOM file ({type(error).__name__} while parsing)") from None
 
 
-def _inflated(data: bytes, max_bytes: int) -> bytes:
-    """``data`` with a deflated data set expanded to at most ``max_bytes``, and its transfer syntax set to match."""
-    deflated = DeflatedExplicitVRLittleEndian.encode()
-    if deflated not in data[:4096]:
+def _beginning(head: bytes) -> bytes:
+    """The head of a file, of a deflated data set as much as one head's length expanded."""
+    start = _deflated_at(head)
+    return head if start is None else _undeclared(head[:start]) + _inflate(head[start:], len(head))
+
+
+def _inflated(path: Path, data: bytes, max_bytes: int) -> bytes:
+    """``data`` with a deflated data set expanded, and its transfer syntax set to match."""
+    start = _deflated_at(data)
+    if start is None:
         return data
+    body = _inflate(data[start:], max_bytes + 1)
+    if len(body) > max_bytes:
+        raise UnreadableError(f"{path}: inflates to over {max_bytes // 2**20} MiB; no such object holds only marks")
+    return _undeclared(data[:start]) + body
+
+
+def _deflated_at(data: bytes) -> int | None:
+    """Where the deflated data set begins; None where it is not deflated."""
+    if _DEFLATED not in data[:4096]:
+        return None
     buffer = BytesIO(data)
-    if _text(_file_meta(buffer), _META_TRANSFER_SYNTAX) != DeflatedExplicitVRLittleEndian:
-        return data
-    start = buffer.tell()
-    body = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], max_bytes)
-    explicit = ExplicitVRLittleEndian.encode().ljust(len(deflated), b"\0")  # padded, so that no length changes
-    return data[:start].replace(deflated, explicit) + body
+    syntax = _text(_file_meta(buffer), _META_TRANSFER_SYNTAX)
+    return buffer.tell() if syntax == DeflatedExplicitVRLittleEndian else None
+
+
+def _inflate(data: bytes, limit: int) -> bytes:
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
+
+
+def _undeclared(meta: bytes) -> bytes:
+    """File meta that say explicit little endian instead of deflated; padded, so that no length changes."""
+    return meta.replace(_DEFLATED, ExplicitVRLittleEndian.encode().ljust(len(_DEFLATED), b"\0"))

@@ -49,6 +49,10 @@ from data_prep.readers.dicom_kind import (
 
 SOURCE = "dicom-sr"
 
+MAX_BYTES = 8 * 2**20
+"""Some thousand marks, or a thousand outlines of a thousand points. Eight bytes make an element, which costs pydicom a
+few microseconds, so a file of this size made up to be slow is still read in seconds."""
+
 NEEDS_IMAGES = "patient-space coordinates (SCOORD3D) need the images: harvest with --images"
 """The reason of a mark that could be placed if ``read`` were given the images."""
 
@@ -71,7 +75,7 @@ def read(path: Path, *, images: ImageLookup | None = None) -> Iterator[Bookmark 
     Raises:
         UnreadableError: not DICOM, too large, or damaged so that nothing can be read.
     """
-    dataset = load_dataset(path)
+    dataset = load_dataset(path, max_bytes=MAX_BYTES)
     # Values are converted while the tree is walked. pydicom would quote them, names included, in its warnings.
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")

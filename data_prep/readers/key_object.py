@@ -24,6 +24,7 @@ from data_prep.readers.dicom_kind import (
     looks_like_dicom,
     sop_class_uid,
 )
+from data_prep.readers.dicom_sr import MAX_BYTES
 
 SOURCE = "dicom-sr"  # a key-object selection document is a structured report (PS3.3 A.35.4)
 
@@ -45,7 +46,7 @@ def flagged_images(path: Path) -> list[tuple[str, str]]:
     Raises:
         UnreadableError: not DICOM, too large, or damaged.
     """
-    dataset = load_dataset(path)
+    dataset = load_dataset(path, max_bytes=MAX_BYTES)
     with warnings.catch_warnings(), pydicom.config.disable_value_validation():
         warnings.simplefilter("ignore")
         try:

@@ -68,10 +68,7 @@ def recognise(path: Path, head: bytes | None = None) -> Reader | None:
     if head is None:
         head = head_of(path)
     for name in MODULES:
-        try:
-            module = reader(name)
-        except ModuleNotFoundError:
-            continue
+        module = reader(name)
         if module.recognise(head, path):
             return module
     return None

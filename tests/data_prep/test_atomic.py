@@ -38,9 +38,14 @@ def test_mode(tmp_path: Path) -> None:
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.txt") as path:
-        path.write_text("ne")
-        raise RuntimeError
+
+    def half_written() -> None:
+        with atomic_path(tmp_path / "a.txt") as path:
+            path.write_text("ne")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half_written()
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -66,7 +71,8 @@ def test_a_real_write_error_in_arrow(tmp_path: Path) -> None:
         "import resource, signal, sys\n"
         "from data_prep.bookmark import Bookmark, make_id, write_bookmarks\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "marks = [Bookmark(bookmark_id=make_id(i), source='csv', form='point', points_px=(i, 2.0)) for i in range(5000)]\n"
+        "same = {'source': 'csv', 'form': 'point', 'points_px': (1.0, 2.0)}\n"
+        "marks = [Bookmark(bookmark_id=make_id(i), **same) for i in range(5000)]\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "write_bookmarks(marks, sys.argv[1])\n"
     )

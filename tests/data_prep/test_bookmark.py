@@ -100,16 +100,16 @@ def test_ids_depend_on_content_and_its_bounds() -> None:
     assert len({make_id("ab", "c"), make_id("a", "bc"), make_id("abc"), make_id("a", "b", "c")}) == 4
 
 
-@pytest.mark.parametrize(
-    ("stated", "used"), [(5.0, 5.0), (-5.0, 5.0), (0.0, None), (float("nan"), None), (None, None)]
-)
+@pytest.mark.parametrize(("stated", "used"), [(5.0, 5.0), (-5.0, 5.0), (0.0, None), (float("nan"), None), (None, None)])
 def test_spacing_is_kept_as_stated_and_used_as_a_magnitude(stated: float | None, used: float | None) -> None:
     assert positive_or_none(stated) == used
 
 
 def test_lesions_come_back(tmp_path: Path) -> None:
     lesions = [
-        Lesion(lesion_id="a", bookmark_ids=("x", "y"), source="csv", x0=1.0, y0=2.0, x1=3.0, y1=4.0, recist_px=(1.0,) * 8),
+        Lesion(
+            lesion_id="a", bookmark_ids=("x", "y"), source="csv", x0=1.0, y0=2.0, x1=3.0, y1=4.0, recist_px=(1.0,) * 8
+        ),
         Lesion(lesion_id="b", bookmark_ids=("z",), source="csv", centre_x=5.0, centre_y=6.0, review="rejected"),
     ]
     write_lesions(lesions, tmp_path / "l.parquet")

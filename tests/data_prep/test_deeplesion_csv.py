@@ -229,7 +229,7 @@ def test_the_real_file(shared_data: Path) -> None:
         rows = list(csv.DictReader(file))
     boxes = np.array([row["Bounding_boxes"].split(",") for row in rows], dtype=float)
     marks = list(found.values())
-    ours = frames.px_to_deeplesion_box([mark.stated_box_px for mark in marks])
+    ours = frames.px_to_deeplesion_box([mark.stated_box_px or () for mark in marks])
     np.testing.assert_allclose(ours, boxes, rtol=0, atol=1e-9)
     ruled = np.array([frames.box_from_recist(mark.points) for mark in marks])
     np.testing.assert_allclose(frames.px_to_deeplesion_box(ruled), boxes, rtol=0, atol=0.01)

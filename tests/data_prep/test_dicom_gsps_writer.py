@@ -54,12 +54,12 @@ def ct_image(uid: str = IMAGE_UID, rows: int = 512, columns: int = 512) -> Datas
 
 
 def bookmark(form: str, points: Any, **more: Any) -> Bookmark:
-    facts = {"bookmark_id": "b1", "source": "csv", "image_uid": IMAGE_UID, **more}
+    facts: Any = {"bookmark_id": "b1", "source": "csv", "image_uid": IMAGE_UID, **more}
     return Bookmark(form=form, points_px=tuple(map(float, points)), **facts)
 
 
 def write(marks: list[Bookmark], images: list[Dataset], path: Path, **more: Any) -> Path:
-    uids = {"sop_instance_uid": "2.25.31", "series_instance_uid": "2.25.32"}
+    uids: Any = {"sop_instance_uid": "2.25.31", "series_instance_uid": "2.25.32"}
     made = build_presentation_state(marks, images, **uids, created=CREATED, **more)
     made.save_as(path, enforce_file_format=True)
     return path
@@ -102,7 +102,7 @@ def marks(draw: st.DrawFn) -> Bookmark:
     return bookmark(form, points.reshape(-1), stated_long_mm=long_mm, stated_short_mm=short_mm, tracking_uid=tracking)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=25, derandomize=True)
 @given(drawn=st.lists(marks(), min_size=1, max_size=6))
 def test_written_marks_read_back(tmp_path_factory: pytest.TempPathFactory, drawn: list[Bookmark]) -> None:
     path = write(drawn, [ct_image()], tmp_path_factory.mktemp("pr") / "pr.dcm")

@@ -28,6 +28,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless
 from skimage.measure import label, regionprops
 
 from data_prep import frames, recist
+from data_prep.archive.index import ImageIndex
 from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError, UnreadableError
 from data_prep.frames import Array
@@ -463,6 +464,21 @@ def test_a_mask_that_is_not_on_its_image(tmp_path: Path, changes: dict[str, Any]
     (found,) = dicom_seg.read(path, fake_images(**changes))
     assert isinstance(found, Rejection)
     assert "mask" in found.reason
+
+
+def test_with_an_index_of_image_files(tmp_path: Path) -> None:
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    for number in range(8):
+        image = ct_slice(number)
+        image.PixelData = bytes(2 * ROWS * COLUMNS)
+        save(image, folder, f"{number}.dcm")
+    images = ImageIndex.build(folder, progress=False)
+    path = save(foreign(ball((3, 40, 30), 7).astype(np.uint8)), tmp_path)
+    (bookmark,) = bookmarks_in(path, images)
+    (expected,) = bookmarks_in(path, fake_images())
+    assert bookmark == expected
+    assert bookmark.source_frame == "declared"
 
 
 def without_sources(segmentation: Dataset) -> Dataset:

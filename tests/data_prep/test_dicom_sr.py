@@ -1,4 +1,4 @@
-"""DICOM structured reports: what foreign software wrote is read, what we write is judged by software nobody here wrote."""
+"""DICOM structured reports: foreign software's are read, ours are judged by software nobody here wrote."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,7 +165,9 @@ _coordinate = st.integers(0, 511_999).map(lambda value: value / 1000)  # float64
 
 @st.composite
 def _marks(draw: st.DrawFn) -> Bookmark:
-    form = draw(st.sampled_from(["bidirectional", "length", "circle", "ellipse", "polygon", "polyline", "point", "box"]))
+    form = draw(
+        st.sampled_from(["bidirectional", "length", "circle", "ellipse", "polygon", "polyline", "point", "box"])
+    )
     count = {"bidirectional": 4, "length": 2, "circle": 2, "ellipse": 4, "point": 1}.get(form)
     if form == "box":
         x, y = (sorted(draw(st.lists(_coordinate, min_size=2, max_size=2, unique=True))) for _ in range(2))
@@ -176,7 +180,7 @@ def _marks(draw: st.DrawFn) -> Bookmark:
     return mark(form, *points, text=text, laterality=None)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(_marks(), min_size=1, max_size=4))
 def test_written_marks_are_read_back(marks: list[Bookmark]) -> None:
     found = {item.tracking_uid: item for item in read_back(report(marks))}
@@ -195,12 +199,18 @@ def test_fields_are_read_back() -> None:
         tracking_uid="2.25.77", stated_long_mm=12.3456789012345, stated_short_mm=6.5, observer="Reader 7",
     )  # fmt: skip
     (found,) = read_back(report([original]))
-    for name in (
-        "form text finding_code site laterality tracking_uid stated_long_mm stated_short_mm observer image_uid"
-    ).split():  # noqa: SIM905
-        assert getattr(found, name) == getattr(original, name), name
-    assert (found.study_uid, found.series_uid, found.patient_id) == ("2.25.1", "2.25.2", "P1")
-    assert (found.patient_sex, found.patient_age, found.modality) == ("F", 61.0, "CT")
+    assert found == replace(
+        original,
+        source="dicom-sr",
+        bookmark_id=found.bookmark_id,
+        points_px=found.points_px,
+        study_uid="2.25.1",
+        series_uid="2.25.2",
+        patient_id="P1",
+        patient_sex="F",
+        patient_age=61.0,
+        modality="CT",
+    )
     assert found.frame_number is None
 
 
@@ -325,19 +335,21 @@ def test_dsrdump_reads_every_measurement(written: Path) -> None:
     printed = result.stdout.decode("utf-8", "replace")
     for words in ("Long axis", "Short axis", '"12.5" (mm', "Path length", "Area", '"87.5" (%', "CIRCLE", "ELLIPSE"):
         assert words in printed, words
-    assert printed.count("<contains CONTAINER:(,,\"Measurement Group\")") == 9
+    assert printed.count('<contains CONTAINER:(,,"Measurement Group")') == 9
 
 
 def test_highdicom_reads_our_groups(written: Path) -> None:
-    content = sr.srread(written).content
-    assert len(content.get_planar_roi_measurement_groups()) == 5
-    assert len(content.get_image_measurement_groups()) == 4
+    groups: Any = sr.srread(written).content
+    assert len(groups.get_planar_roi_measurement_groups()) == 5
+    assert len(groups.get_image_measurement_groups()) == 4
 
 
 # --- other shapes of report ----------------------------------------------------------------------------------------
 
 
-def content(value_type: str, relationship: str = "CONTAINS", concept: str = "", children: object = (), **more: object) -> Dataset:
+def content(
+    value_type: str, relationship: str = "CONTAINS", concept: str = "", children: object = (), **more: object
+) -> Dataset:
     """A content item by hand; ``concept`` is ``value^scheme^meaning``."""
     item = Dataset()
     item.ValueType, item.RelationshipType = value_type, relationship
@@ -362,7 +374,7 @@ def on_image(uid: str = "2.25.1001") -> Dataset:
     return content("IMAGE", "SELECTED FROM", ReferencedSOPSequence=[reference])
 
 
-def scoord(kind: str, *points: float, children: object = None, **more: object) -> Dataset:
+def scoord(kind: str, *points: float, children: object = None, **more: Any) -> Dataset:
     below = [on_image()] if children is None else children
     return content("SCOORD", "INFERRED FROM", children=below, GraphicType=kind, GraphicData=list(points), **more)
 
@@ -566,7 +578,9 @@ def damaged(original: bytes, count: int, seed: int) -> Iterator[bytes]:
             start = chance.randrange(128, len(data) - 8)
             data[start : start + 8] = chance.randbytes(8)
         elif kind == 3:
-            vrs = [i for i in range(140, len(data) - 4) if data[i : i + 2] in (b"CS", b"SQ", b"FL", b"DS", b"UI")]
+            vrs = [
+                i for i in range(140, len(data) - 4) if bytes(data[i : i + 2]) in (b"CS", b"SQ", b"FL", b"DS", b"UI")
+            ]
             for place in chance.sample(vrs, min(4, len(vrs))):
                 data[place : place + 2] = chance.choice([b"UN", b"SQ", b"FL", b"US", b"PN", b"ZZ"])
         else:
@@ -626,11 +640,11 @@ def test_too_many_items_and_an_absurd_length(tmp_path: Path) -> None:
 
 
 def test_many_marks_in_one_container_take_linear_time() -> None:
-    items = [content("TEXT", concept="121106^DCM^Comment", TextValue="x") for _ in range(4000)]
-    shapes = [scoord("POINT", i, 1) for i in range(2000)]
+    items = [content("TEXT", concept="121106^DCM^Comment", TextValue="x") for _ in range(1500)]
+    shapes = [scoord("POINT", i, 1) for i in range(700)]
     began = time.process_time()
     found = read_document(content("CONTAINER", concept="125007^DCM^Measurement Group", children=[*items, *shapes]))
-    assert len(found) == 2000
+    assert len(found) == 700
     assert time.process_time() - began < 10
 
 
@@ -642,7 +656,7 @@ def test_a_deflated_report_and_a_deflate_bomb(tmp_path: Path) -> None:
     assert isinstance(found, Bookmark)
     assert found.points_px == (1.0, 2.0, 30.0, 40.0)
     packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    bomb = packer.compress(bytes(200 * 2**20)) + packer.flush()
+    bomb = packer.compress(bytes(100 * 2**20)) + packer.flush()  # 100 MiB in 100 KiB
     start = 144 + int.from_bytes(data[140:144], "little")
     survives(data[:start] + bomb, tmp_path)
 

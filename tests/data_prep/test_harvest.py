@@ -21,6 +21,7 @@ from data_prep.bookmark import read_bookmarks
 from data_prep.errors import DataPrepError
 from data_prep.harvest import WORK_FOLDER, HarvestSummary, harvest
 from data_prep.lesion import read_lesions
+from data_prep.readers.registry import recognise
 
 TABLES = ("bookmarks.parquet", "lesions.parquet", "rejected.csv")
 
@@ -156,12 +157,11 @@ def test_a_mark_outside_its_image_is_rejected(tmp_path: Path) -> None:
 def test_unforeseen_damage_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.csv").write_text("form,points_px,image\npoint,1 2,S/1.png\n")
     (tmp_path / "b.csv").write_text("form,points_px,image\npoint,1 2,S/2.png\n")
-    original = harvest_parts.recognise
 
     def fails(path: Path, head: bytes | None = None) -> object:
         if path.name == "a.csv":
             raise RecursionError("Doe^John")
-        return original(path, head)
+        return recognise(path, head)
 
     monkeypatch.setattr(harvest_parts, "recognise", fails)
     summary = run(tmp_path / "a.csv", tmp_path / "b.csv", out=tmp_path / "out")
@@ -243,9 +243,9 @@ def test_the_whole_release(shared_data: Path, tmp_path: Path) -> None:
             tuple(map(float, row["Measurement_coordinates"].split(","))): row["Bounding_boxes"].split(",")
             for row in csv.DictReader(file)
         }
-    points = frames.px_to_deeplesion_point([lesion.recist_px for lesion in lesions]).round(6).tolist()
+    points = frames.px_to_deeplesion_point([lesion.recist_px or () for lesion in lesions]).round(6).tolist()
     expected = np.array([boxes[tuple(row)] for row in points], dtype=float)
-    ours = frames.px_to_deeplesion_box([lesion.box_px for lesion in lesions])
+    ours = frames.px_to_deeplesion_box([lesion.box_px or () for lesion in lesions])
     assert np.abs(ours - expected).max() < 0.01
     out = [b for b in lesions if b.box_px and (min(b.box_px) < 0 or b.x1 > b.columns or b.y1 > b.rows)]  # type: ignore[operator]
     assert len(out) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ import pydicom
 import pytest
 from scipy import ndimage
 
-from data_prep import frames, phantom
+from data_prep import frames, phantom, recist
 from data_prep.archive import png
+from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError
 from data_prep.lesion import COARSE_TYPES
 from data_prep.phantom import hospital, radiologist, scanner
 from data_prep.phantom.anatomy import PHASES, Anatomy, Organ
 from data_prep.phantom.dicom_series import phantom_uid
-from data_prep.phantom.lesions import KINDS, place_lesions, sample_lesion, true_outline_px
+from data_prep.phantom.kinds import KINDS
+from data_prep.phantom.lesions import SHORT_AXIS_RATIO, place_lesions, sample_lesion, true_outline_px
 from data_prep.phantom.shapes import Canvas, Pose, Warp, capsule, ellipse_column, ellipsoid
 
 PATIENTS, SEED = 2, 5
+FORMS = ("sr", "gsps", "aim", "seg")
 
 
 def tree_hash(folder: Path) -> dict[str, str]:
@@ -37,7 +41,7 @@ def tree_hash(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantom") / "hospital"
-    phantom.make(folder, patients=PATIENTS, seed=SEED, workers=2, progress=False)
+    phantom.make(folder, patients=PATIENTS, seed=SEED, workers=2, progress=False, forms=FORMS)
     return folder
 
 
@@ -52,7 +56,7 @@ def items(truth: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def slices(made: Path) -> dict[str, pydicom.Dataset]:
+def slices(made: Path) -> dict[str, pydicom.FileDataset]:
     """CT slices by their place in Images_png."""
     out = {}
     for folder in sorted((made / "dicom").glob("*/*/CT")):
@@ -69,27 +73,31 @@ def slices(made: Path) -> dict[str, pydicom.Dataset]:
 
 def test_same_seed_same_bytes_and_resume(made: Path, tmp_path: Path) -> None:
     other = tmp_path / "again"
-    phantom.make(other, patients=PATIENTS, seed=SEED, workers=1, progress=False)
+    phantom.make(other, patients=PATIENTS, seed=SEED, workers=1, progress=False, forms=FORMS)
     assert tree_hash(other) == tree_hash(made)
     # Killed after the first patient, in the middle of the second one's renames: the rest is made again.
-    for path in (other / "DL_info.csv", other / "truth" / "datalist.json", other / "truth" / "patients" / "000002.json"):
+    for path in (
+        other / "DL_info.csv",
+        other / "truth" / "datalist.json",
+        other / "truth" / "patients" / "000002.json",
+    ):
         path.unlink()
     leftover = other / "dicom" / "PHANTOM0002" / "STUDY1" / "CT" / "IM0001.dcm"
     leftover.write_bytes(b"half")
     (other / ".part" / "000002" / "dicom").mkdir(parents=True)
-    phantom.make(other, patients=PATIENTS, seed=SEED, workers=1, progress=False)
+    phantom.make(other, patients=PATIENTS, seed=SEED, workers=1, progress=False, forms=FORMS)
     assert tree_hash(other) == tree_hash(made)
     assert not (other / ".part").exists()
 
 
 def test_finished_phantom_is_left_alone(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hospital, "_make_patient", lambda *_: pytest.fail("made again"))
-    phantom.make(made, patients=PATIENTS, seed=SEED, progress=False)
+    phantom.make(made, patients=PATIENTS, seed=SEED, progress=False, forms=FORMS)
 
 
 def test_other_parameters_are_refused(made: Path, tmp_path: Path) -> None:
     with pytest.raises(DataPrepError, match="other parameters"):
-        phantom.make(made, patients=PATIENTS, seed=SEED + 1, progress=False)
+        phantom.make(made, patients=PATIENTS, seed=SEED + 1, progress=False, forms=FORMS)
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(DataPrepError, match="not empty"):
         phantom.make(tmp_path, patients=1, seed=0, progress=False)
@@ -123,7 +131,7 @@ def test_splits_are_by_patient_and_balanced() -> None:
 
 
 def test_every_object_is_readable_and_unique(made: Path) -> None:
-    files = [path for path in (made / "dicom").rglob("*") if path.is_file()]
+    files = sorted((made / "dicom").rglob("*.dcm"))
     uids = []
     for path in files:
         ds = pydicom.dcmread(path)
@@ -132,10 +140,10 @@ def test_every_object_is_readable_and_unique(made: Path) -> None:
         assert str(ds.SOPInstanceUID).startswith("2.25.")
         assert pydicom.uid.UID(ds.SOPInstanceUID).is_valid
         uids.append(str(ds.SOPInstanceUID))
-    assert len(set(uids)) == len(uids) == PATIENTS * 2 * 41
+    assert len(set(uids)) == len(uids) == PATIENTS * 2 * (40 + 3)
 
 
-def test_studies_of_a_patient(made: Path, slices: dict[str, pydicom.Dataset]) -> None:
+def test_studies_of_a_patient(made: Path, slices: dict[str, pydicom.FileDataset]) -> None:
     for patient in range(1, PATIENTS + 1):
         own = [ds for name, ds in slices.items() if name.startswith(f"{patient:06d}")]
         assert len({ds.StudyInstanceUID for ds in own}) == 2
@@ -144,8 +152,8 @@ def test_studies_of_a_patient(made: Path, slices: dict[str, pydicom.Dataset]) ->
         assert len({(ds.PatientID, ds.PatientBirthDate, ds.PatientSex) for ds in own}) == 1
 
 
-def test_grid_of_a_series(slices: dict[str, pydicom.Dataset]) -> None:
-    series: dict[str, list[pydicom.Dataset]] = {}
+def test_grid_of_a_series(slices: dict[str, pydicom.FileDataset]) -> None:
+    series: dict[str, list[pydicom.FileDataset]] = {}
     for ds in slices.values():
         series.setdefault(ds.SeriesInstanceUID, []).append(ds)
     assert len(series) == PATIENTS * 2
@@ -159,8 +167,8 @@ def test_grid_of_a_series(slices: dict[str, pydicom.Dataset]) -> None:
         assert 1.1 < float(one[0].PixelSpacing[0]) < 1.8
 
 
-def test_monai_reads_a_series(made: Path, slices: dict[str, pydicom.Dataset]) -> None:
-    from monai.transforms import LoadImage
+def test_monai_reads_a_series(made: Path, slices: dict[str, pydicom.FileDataset]) -> None:
+    from monai.transforms.io.array import LoadImage
 
     volume = LoadImage(image_only=True)(str(made / "dicom" / "PHANTOM0001" / "STUDY1" / "CT"))
     assert volume.shape == (256, 256, 40)
@@ -169,16 +177,68 @@ def test_monai_reads_a_series(made: Path, slices: dict[str, pydicom.Dataset]) ->
     np.testing.assert_array_equal(volume[:, :, 19].numpy().T, pixel_hu(middle))
 
 
-def test_reports_say_what_the_csv_says(made: Path) -> None:
+def test_highdicom_reads_the_reports(made: Path) -> None:
     from highdicom.sr import srread
 
-    rows = read_rows(made)
-    reports = sorted((made / "dicom").glob("*/*/REPORTS/sr.dcm"))
-    assert len(reports) == PATIENTS * 2
-    groups = [
-        group for path in reports for group in srread(path).content.get_planar_roi_measurement_groups()
-    ] + [group for path in reports for group in srread(path).content.get_measurement_groups()]
-    assert len(groups) == len(rows)
+    groups = 0
+    for path in sorted((made / "dicom").glob("*/*/REPORTS/sr.dcm")):
+        content: Any = srread(path).content
+        groups += len(content.get_image_measurement_groups())
+    assert groups == len(read_rows(made))
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "tolerance_px"),
+    [("dicom_sr", "sr.dcm", 2e-5), ("dicom_gsps", "gsps.dcm", 2e-5), ("aim_xml", "aim.xml", 1e-4)],
+)
+def test_reports_say_what_the_csv_says(
+    made: Path, slices: dict[str, pydicom.FileDataset], form: str, file: str, tolerance_px: float
+) -> None:
+    found = marks(made, slices, form, file)
+    expected = csv_points(made)
+    assert set(found) == set(expected)
+    for image, points_px in expected.items():
+        ends = np.concatenate(found[image])
+        # Whatever the order and the grouping of the four end points: all are there, and nothing else.
+        apart = np.abs(ends[:, None] - np.concatenate(points_px)[None]).max(axis=2)
+        assert apart.min(axis=0).max() < tolerance_px
+        assert apart.min(axis=1).max() < tolerance_px
+
+
+def test_segmentation_agrees_with_the_axes(made: Path, slices: dict[str, pydicom.FileDataset]) -> None:
+    found = marks(made, slices, "dicom_seg", "seg.dcm")
+    expected = csv_points(made)
+    assert set(found) == set(expected)
+    for image, measured in expected.items():
+        spacing = [float(v) for v in slices[image].PixelSpacing][::-1]
+        boxes = [frames.box_from_recist(points) for points in measured]
+        for outline in found[image]:
+            box = frames.box_from_recist(recist.diameters(outline, spacing))
+            assert min(np.abs(box - other).max() for other in boxes) < 1.5
+
+
+def marks(
+    made: Path, slices: dict[str, pydicom.FileDataset], reader: str, file: str
+) -> dict[str, list[np.ndarray[Any, Any]]]:
+    """Image -> the points of each mark that the reader finds in this form's files."""
+    names = {str(ds.SOPInstanceUID): name for name, ds in slices.items()}
+    module = importlib.import_module(f"data_prep.readers.{reader}")
+    out: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for path in sorted((made / "dicom").glob(f"*/*/REPORTS/{file}")):
+        for mark in module.read(path):
+            assert isinstance(mark, Bookmark), mark
+            if mark.form not in ("text", "point", "arrow"):
+                out.setdefault(names[str(mark.image_uid)], []).append(np.reshape(mark.points_px, (-1, 2)))
+    return out
+
+
+def csv_points(made: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
+    out: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for row in read_rows(made):
+        folder, number = row["File_name"].rsplit("_", 1)
+        points = np.fromstring(row["Measurement_coordinates"], sep=",").reshape(4, 2)
+        out.setdefault(f"{folder}/{number}", []).append(frames.deeplesion_point_to_px(points))
+    return out
 
 
 # --- DeepLesion form -----------------------------------------------------------------------------------------------
@@ -193,7 +253,7 @@ def pixel_hu(ds: pydicom.Dataset) -> np.ndarray[Any, Any]:
     return ds.pixel_array.astype(np.float32) * float(ds.RescaleSlope) + float(ds.RescaleIntercept)
 
 
-def test_png_and_dicom_are_equal_to_the_bit(made: Path, slices: dict[str, pydicom.Dataset]) -> None:
+def test_png_and_dicom_are_equal_to_the_bit(made: Path, slices: dict[str, pydicom.FileDataset]) -> None:
     images = sorted((made / "Images_png").rglob("*.png"))
     assert len(images) > 40
     for path in images:
@@ -213,11 +273,14 @@ def test_rows_are_deeplesion_rows(made: Path, truth: dict[str, Any], items: list
         points = frames.deeplesion_point_to_px(np.fromstring(row["Measurement_coordinates"], sep=",").reshape(4, 2))
         box = frames.deeplesion_box_to_px(np.fromstring(row["Bounding_boxes"], sep=","))
         np.testing.assert_allclose(box, frames.box_from_recist(points), atol=1e-4)
-        # Drawn near the true end points of a marked lesion of that slice (either axis first, if nearly round).
+        # Drawn near a marked lesion of that slice.
         item = by_image[image]
-        true = [np.reshape(p, (4, 2)) for p, m in zip(item["recist_px"], item["marked"], strict=True) if m]
-        apart = [min(np.abs(points - t).max(), np.abs(points - t[[2, 3, 0, 1]]).max()) for t in true]
-        assert min(apart) <= 3 * radiologist.JITTER_PX + 1e-4
+        true = [
+            frames.box_from_recist(np.reshape(p, (4, 2)))
+            for p, m in zip(item["recist_px"], item["marked"], strict=True)
+            if m
+        ]
+        assert min(np.abs(box - t).max() for t in true) < 5 * radiologist.JITTER_PX
         relative = np.fromstring(row["Normalized_lesion_location"], sep=",")
         assert ((relative >= 0) & (relative <= 1)).all()
         assert (row["Coarse_lesion_type"] == "-1") == (row["Train_Val_Test"] == "1")
@@ -237,7 +300,7 @@ def test_truth_has_the_datalist_schema(made: Path, truth: dict[str, Any], items:
     assert truth["kind"] == "truth"
     assert truth["categories"] == ["lesion"]
     split = hospital.split_of_patients(PATIENTS, SEED)
-    for part, name in (("training", "train"), ("validation", "validation"), ("test", "test")):
+    for part, name in (("training", "train"), ("tuning", "train"), ("validation", "validation"), ("test", "test")):
         assert all(split[int(item["patient_id"])] == name for item in truth[part])
     per_lesion = ("label", "lesion_id", "recist_px", "coarse_type", "long_diameter_mm", "short_diameter_mm")
     for item in items:
@@ -368,7 +431,7 @@ def test_kinds_cover_five_official_types() -> None:
         if kind.contrast_hu is not None:
             assert all(15 <= abs(hu) <= 60 for hu in kind.contrast_hu)
         if "node" in kind.name:  # a node is enlarged from a short axis of 10 mm
-            assert kind.least_mm * 0.66 > 9
+            assert kind.long_mm[1] * SHORT_AXIS_RATIO[0] > 10
 
 
 # --- pieces --------------------------------------------------------------------------------------------------------
@@ -421,7 +484,7 @@ def test_outline_of_a_known_disc() -> None:
     cover = np.clip(0.5 - (np.hypot(x - 30.2, y - 20.9) - 9.0), 0, 1).astype(np.float32)
     outline = true_outline_px(cover, (0.8, 0.8))
     assert outline is not None
-    np.testing.assert_allclose(np.hypot(*(outline - [30.2, 20.9]).T), 9.0, atol=0.06)
+    np.testing.assert_allclose(np.hypot(*(outline - [30.2, 20.9]).T), 9.0, atol=0.1)
     assert true_outline_px(cover, (0.1, 0.1)) is None  # 1.8 mm: not visible
     assert true_outline_px(np.zeros((8, 8), np.float32), (1.0, 1.0)) is None
 
@@ -438,19 +501,26 @@ def test_lesion_has_its_stated_size() -> None:
         assert painted is not None
         outline = true_outline_px(painted[1].max(axis=0), (1.0, 1.0))
         assert outline is not None
-        sizes.append(np.hypot(*np.ptp(outline, axis=0)) if False else np.ptp(outline, axis=0).max())
+        sizes.append(np.ptp(outline, axis=0).max())
         low = float(canvas.hu.min())
         assert 100 - 60 - 7.5 <= low <= 100 - 15
     assert np.mean(sizes) == pytest.approx(30, rel=0.15)
 
 
-def test_drawn_outline_follows_the_drawn_axes() -> None:
-    angle = np.linspace(0, 2 * np.pi, 100, endpoint=False)
-    outline = np.column_stack([50 + 12 * np.cos(angle), 60 + 8 * np.sin(angle)])
-    axes = np.array([[38.0, 60.0], [62.0, 60.0], [50.0, 52.0], [50.0, 68.0]])
-    seen = scanner.Seen(None, axes, outline, (24.0, 16.0))  # type: ignore[arg-type]
-    mark = radiologist.Mark(0, seen, axes + [3.0, -2.0])
-    np.testing.assert_allclose(radiologist.drawn_outline(mark), outline + [3.0, -2.0], atol=1e-9)
+def test_a_hand_is_a_little_off() -> None:
+    angle = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    outline = np.column_stack([50 + 14 * np.cos(angle), 60 + 8 * np.sin(angle)])
+    spacing = 1.5
+    axes = recist.diameters(outline, (spacing, spacing))
+    seen = scanner.Seen(None, axes, outline, (42.0, 24.0))  # type: ignore[arg-type]
+    drawn = [radiologist.draw(np.random.default_rng(k), 3, seen, spacing) for k in range(60)]
+    off = np.array([mark.points_px - axes for mark in drawn])
+    # Along the axes the hand's own error; a fit to four points takes a part of it away.
+    along = np.concatenate([off[:, :2, 0].ravel(), off[:, 2:, 1].ravel()])
+    assert 0.4 < along.std() < 0.8
+    assert abs(along.mean()) < 0.15
+    for mark in drawn[:5]:
+        np.testing.assert_allclose(mark.points_px, recist.diameters(mark.outline_px, (spacing, spacing)))
 
 
 def test_uids_depend_on_seed_and_place() -> None:

@@ -57,7 +57,10 @@ def test_a_mark_without_a_patient_goes_with_its_image() -> None:
     patients.add((None, None, None, "third image", "d.xml"))
     assert patients.of((None, None, None, "image", "b.xml")) == ("P1", split_of("P1"))
     assert patients.of((None, "study", None, "other image", "c.xml")) == ("P1", split_of("P1"))
-    assert patients.of((None, None, None, "third image", "d.xml")) == ("image:third image", split_of("image:third image"))
+    assert patients.of((None, None, None, "third image", "d.xml")) == (
+        "image:third image",
+        split_of("image:third image"),
+    )
 
 
 def test_a_file_counts_only_where_nothing_else_is_known() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from monai.engines.trainer import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -168,6 +169,19 @@ class Progress:
     """A progress bar an epoch, with the running loss."""
 
     def attach(self, engine: Engine) -> None:
-        ProgressBar(persist=False, desc="epoch" if hasattr(engine, "optimizer") else "detecting").attach(
+        ProgressBar(persist=False, desc="training" if isinstance(engine, Trainer) else "detecting").attach(
             engine, output_transform=lambda out: {"loss": out["loss"]} if isinstance(out, dict) else {}
         )
+
+
+class Use:
+    """Attach a handler that is defined elsewhere in the config.
+
+    MONAI's property check wants every entry of a handler list to be a ``_target_``, not a reference.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self.handler = handler
+
+    def attach(self, engine: Engine) -> None:
+        self.handler.attach(engine)

@@ -1,0 +1,206 @@
+"""Measure what the documents claim, and write it into docs/results.md.
+
+    python scripts/benchmark.py phantom WORK            the demo's detector beside an untrained one, a blob filter and
+                                                        one trained on shuffled boxes, against the phantom's full truth
+    python scripts/benchmark.py real WORK CSV IMAGES    real slices: the recipe, the same without ImageNet weights, and
+                                                        an untrained network, on the official validation slices
+
+Each arm is a stage of its own: kill it, start it again, it goes on. Every figure is written beside its machine, data
+and seed. Run it on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from demo import BUNDLE, PHANTOM_OPTIONS, REAL_OPTIONS, ROOT, Stages, bundle, command
+
+RESULTS = ROOT / "docs" / "results.md"
+
+
+def shuffled_boxes(datalist: Path, target: Path, seed: int) -> None:
+    """The datalist with its boxes dealt anew over the training and tuning slices: everything right but the places."""
+    content = json.loads(datalist.read_text(encoding="utf-8"))
+    generator = random.Random(seed)
+    for section in ("training", "tuning"):
+        items = content[section]
+        boxes = [box for item in items for box in item["box"]]
+        generator.shuffle(boxes)
+        for item in items:
+            item["box"] = [boxes.pop() for _ in item["box"]]
+    target.write_text(json.dumps(content), encoding="utf-8")
+
+
+def arm(
+    stages: Stages, work: Path, name: str, *, train: Path, judge: Path, images: Path, seed: int,
+    configs: tuple[str, ...] = ("train",), **options: object,
+) -> dict[str, Any]:  # fmt: skip
+    """Train (or only write untrained weights) and evaluate once; returns metrics.json."""
+    output = work / name
+    common = {
+        "dataset_dir": images, "output_dir": output, "seed": seed, "run_name": name,
+        "tracking_uri": f"sqlite:///{work / 'mlruns.db'}",
+    }  # fmt: skip
+    stages.run(f"{name}: train", lambda: bundle(*configs, datalist=train, **common, **options))
+    stages.run(f"{name}: evaluate", lambda: bundle("train", "evaluate", datalist=judge, **common))
+    return json.loads((output / "evaluation" / "validation" / "metrics.json").read_text(encoding="utf-8"))
+
+
+def machine() -> str:
+    """The machine in words."""
+    model = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        model = (found.group(1) if found else model) + (", AMX bfloat16" if "amx_bf16" in flags else "")
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{os.cpu_count()} CPU cores ({model}){gpu}, Python {platform.python_version()}, PyTorch {torch.__version__}"
+
+
+def row(name: str, metrics: Mapping[str, Any]) -> str:
+    """A line of the table: name, sensitivities, their mean, accuracy."""
+
+    def show(figure: Mapping[str, Any], interval: bool = False) -> str:
+        text = f"{figure['value']:.3f}"
+        return (
+            f"{text} ({figure['low']:.3f} to {figure['high']:.3f})" if interval and figure["low"] is not None else text
+        )
+
+    cells = [show(figure) for figure in metrics["froc"].values()]
+    cells += [show(metrics["average_sensitivity"], True), show(metrics["accuracy_at_iou"]["0.5"], True)]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def write_section(name: str, title: str, text: str) -> None:
+    """Replace one section of docs/results.md, between its two comment lines."""
+    begin, end = f"<!-- {name}: written by scripts/benchmark.py, do not edit -->", f"<!-- end of {name} -->"
+    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
+    block = f"{begin}\n## {title}\n\n{text}\n{end}"
+    if begin in old:
+        start, stop = old.index(begin), old.index(end) + len(end)
+        new = old[:start] + block + old[stop:]
+    else:
+        new = old.rstrip() + "\n\n" + block + "\n"
+    part = RESULTS.with_suffix(".part")
+    part.write_text(new, encoding="utf-8")
+    part.replace(RESULTS)
+    print(f"wrote the section '{title}' of {RESULTS}")
+
+
+HEAD = (
+    "| | .5 FP | 1 | 2 | 4 | 8 | 16 | mean of .5 to 4 | accuracy at IoU .5 |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+NOTES = (
+    "Sensitivity at false positives per image, IoU at least .5, categories ignored; accuracy: the highest-scoring box "
+    "of a slice hits a lesion. In brackets 95 % bootstrap intervals by patient (1,000 replicates)."
+)
+
+
+def facts(metrics: Mapping[str, Any], arguments: argparse.Namespace, data: str, how: str) -> str:
+    """What stands beside every table."""
+    return (
+        f"{data}: {metrics['images']} validation slices, {metrics['lesions']} lesions, {metrics['patients']} patients. "
+        f"{how} Seed {arguments.seed}. Machine: {machine()}. "
+        f"Command: `python scripts/benchmark.py {arguments.what} ...`, {datetime.date.today().isoformat()}.\n\n{NOTES}"
+    )
+
+
+def phantom(arguments: argparse.Namespace) -> None:
+    """The demo's detector and what it must beat."""
+    work = arguments.work.resolve()
+    command("scripts/demo.py", work / "demo", "--seed", arguments.seed)
+    stages = Stages(work / "baselines", {"seed": arguments.seed})
+    home, demo = work / "baselines", work / "demo"
+    images, truth, marks = (
+        demo / "phantom" / "Images_png",
+        demo / "phantom" / "truth" / "datalist.json",
+        demo / "datalist.json",
+    )
+    options = {**PHANTOM_OPTIONS}
+    shared = {"judge": truth, "images": images, "seed": arguments.seed}
+    shuffled = home / "shuffled.json"
+    stages.run("shuffle", lambda: shuffled_boxes(marks, shuffled, arguments.seed))
+    trained = json.loads((demo / "training/evaluation/validation/metrics.json").read_text(encoding="utf-8"))
+    untrained = arm(stages, home, "untrained", train=marks, configs=("train", "untrained"), **shared, **options)
+    wrong = arm(stages, home, "shuffled boxes", train=shuffled, **shared, **options)
+    blob = home / "blob filter"
+    stages.run("blob filter", lambda: command("-m", "scripts.blob_filter", marks, truth, images, blob, cwd=BUNDLE))
+    lines = [
+        HEAD,
+        row("**demo: trained on the bookmarks**", trained),
+        row("untrained (ImageNet body, random heads)", untrained),
+        row("trained on shuffled boxes", wrong),
+        row("tuned Laplacian-of-Gaussian filter", json.loads((blob / "metrics.json").read_text(encoding="utf-8"))),
+    ]
+    data = "Phantom hospital, held-out patients, judged by the full truth (marked and unmarked)"
+    text = facts(trained, arguments, data, "About half of the lesions on a training slice carry no bookmark.")
+    write_section("phantom", "Phantom: the demo's detector and what it must beat", "\n".join([*lines, "", text]))
+
+
+def real(arguments: argparse.Namespace) -> None:
+    """The recipe on real slices, with and without ImageNet weights."""
+    work = arguments.work.resolve()
+    stages = Stages(work, {"seed": arguments.seed, "csv": str(arguments.csv), "images": str(arguments.images)})
+    csv, images = arguments.csv.resolve(), arguments.images.resolve()
+    harvest, marks = work / "harvest", work / "datalist.json"
+    stages.run("harvest", lambda: command("-m", "data_prep", "harvest", csv, "--images", images, "--out", harvest))
+    stages.run(
+        "datalist",
+        lambda: command("-m", "data_prep", "datalist", harvest / "lesions.parquet", "--images", images, "--out", marks),
+    )
+    options = {**REAL_OPTIONS, "max_minutes": 60}
+    shared = {"train": marks, "judge": marks, "images": images, "seed": arguments.seed}
+    pretrained = arm(stages, work, "imagenet", **shared, **options)
+    random_weights = arm(stages, work, "random", **shared, **options, pretrained=False)
+    untrained = arm(stages, work, "untrained", configs=("train", "untrained"), **shared, **options)
+    minutes = {}
+    for name in ("imagenet", "random"):
+        minutes[name] = float((work / ".stages" / f"{name}: train").read_text().split()[1]) / 60
+    lines = [
+        HEAD,
+        row(f"**ImageNet weights, {minutes['imagenet']:.0f} minutes of training**", pretrained),
+        row(f"same recipe, random weights, nothing frozen, {minutes['random']:.0f} minutes", random_weights),
+        row("untrained (ImageNet body, random heads)", untrained),
+    ]
+    counts = {k: len(v) for k, v in json.loads(marks.read_text(encoding="utf-8")).items() if isinstance(v, list)}
+    how = (
+        f"Trained on {counts['training']} official train slices, {counts['tuning']} more (tuning patients) to choose "
+        "the epoch; single class. HU are clipped to 0..255 in these files and there are no neighbouring slices, so the "
+        "three input slices are one slice three times."
+    )
+    text = facts(pretrained, arguments, "Real DeepLesion slices, official split", how)
+    write_section("real", "Real slices: a CPU schedule", "\n".join([*lines, "", text]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("phantom", "real"))
+    parser.add_argument("work", type=Path, help="working folder, kept between starts")
+    parser.add_argument("csv", type=Path, nargs="?", help="DL_info.csv (real)")
+    parser.add_argument("images", type=Path, nargs="?", help="Images_png (real)")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    if arguments.what == "real" and (arguments.csv is None or arguments.images is None):
+        parser.error("real needs CSV and IMAGES")
+    {"phantom": phantom, "real": real}[arguments.what](arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,242 @@
+"""The bundle as MONAI runs it: properties, metadata, training with a kill in the middle, evaluation, inference."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from monai.bundle import ConfigWorkflow
+from scripts.checkpoint import read
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2] / "bundles" / "universal_lesion_ct_detection"
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SIZE = 96
+
+
+def make_hospital(folder: Path, patients: int = 12) -> Path:
+    """Slices with one bright disc in noise each; a datalist of two categories."""
+    generator = np.random.default_rng(0)
+    sections: dict[str, list[dict[str, Any]]] = {"training": [], "tuning": [], "validation": [], "test": []}
+    for patient in range(patients):
+        for number in range(3):
+            x, y, r = generator.integers(25, 70), generator.integers(25, 70), generator.integers(5, 9)
+            yy, xx = np.mgrid[:SIZE, :SIZE] + 0.5
+            hu = generator.normal(40, 12, (SIZE, SIZE)) + 150 * ((xx - x) ** 2 + (yy - y) ** 2 < r * r)
+            name = f"{patient:06d}_01_01/{number:03d}.png"
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(folder / name), (np.rint(hu) + 32768).astype(np.uint16))
+            pad = r + 5
+            box = [float(v) for v in (x - pad, y - pad, x + pad, y + pad)]
+            section = "training" if patient < 8 else "tuning" if patient < 10 else "validation"
+            sections[section].append(
+                {
+                    "image": [name] * 3, "box": [box], "label": [int(r > 6)], "patient_id": f"{patient:06d}",
+                    "spacing_mm": [1.0, 1.0, 5.0], "lesion_id": [name], "recist_px": [None], "coarse_type": [5],
+                    "long_diameter_mm": [2.0 * float(r)], "short_diameter_mm": [2.0 * float(r)],
+                    "image_size": [SIZE, SIZE], "slice_index": number,
+                }
+            )  # fmt: skip
+    path = folder / "datalist.json"
+    path.write_text(
+        json.dumps({"schema_version": 1, "kind": "bookmarks", **sections, "categories": ["small", "large"]})
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hospital(tmp_path_factory.mktemp("hospital"))
+
+
+def run(*configs: str, check: bool = True, **options: object) -> subprocess.CompletedProcess[str]:
+    names = [f"configs/{c}.yaml" for c in configs]
+    config_file = names[0] if len(names) == 1 else repr(names)
+    words = [str(w) for key, value in options.items() for w in (f"--{key}", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "run", "--config_file", config_file, *words],
+        cwd=BUNDLE_ROOT, capture_output=True, text=True, timeout=400,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def options(hospital: Path, output: Path, **more: object) -> dict[str, object]:
+    return {
+        "datalist": hospital, "dataset_dir": hospital.parent, "output_dir": output, "size": SIZE, "channels": 32,
+        "workers": 0, "device_name": "cpu", "amp": False, "val_interval": 1, "ema_decay": 0.9, "batch_size": 4, **more,
+    }  # fmt: skip
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return read(output / "training_state.pt")["objects"]["network"]  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def trained(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("trained")
+    run("train", **options(hospital, output, max_epochs=3))
+    return output
+
+
+def test_required_properties_are_all_there(hospital: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(BUNDLE_ROOT)
+    common = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf"}
+    train = ConfigWorkflow(
+        "configs/train.yaml", workflow_type="train", **common,
+        **{k: str(v) if isinstance(v, Path) else v for k, v in options(hospital, trained, max_epochs=3).items()},
+    )  # type: ignore[arg-type]  # fmt: skip
+    train.initialize()
+    assert train.check_properties() == []
+    ct = trained / "ct.nii.gz"
+    write_ct(ct)
+    infer = ConfigWorkflow(
+        "configs/inference.yaml", workflow_type="infer", **common,
+        dataset_dir=str(ct), ckpt_path=str(trained / "model.pt"), output_dir=str(trained / "properties"),
+    )  # fmt: skip
+    infer.initialize()
+    assert infer.check_properties() == []
+
+
+def test_metadata_is_valid_by_the_official_schema(shared_data: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "verify_metadata", "--meta_file", "configs/metadata.json",
+         "--filepath", str(shared_data / "zoo" / "meta_schema_20240725.json")],
+        cwd=BUNDLE_ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    broken = json.loads((BUNDLE_ROOT / "configs" / "metadata.json").read_text())
+    del broken["task"]
+    (tmp_path / "metadata.json").write_text(json.dumps(broken))
+    done = subprocess.run(
+        [sys.executable, "-m", "monai.bundle", "verify_metadata", "--meta_file", str(tmp_path / "metadata.json"),
+         "--filepath", str(shared_data / "zoo" / "meta_schema_20240725.json")],
+        cwd=BUNDLE_ROOT, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode != 0
+
+
+def test_resumed_training_ends_with_the_same_weights_in_the_same_run(
+    hospital: Path, trained: Path, tmp_path: Path
+) -> None:
+    stopped = tmp_path / "stopped"
+    # A time budget of nothing ends the training after its first epoch; a kill between two epochs leaves the same files.
+    run("train", **options(hospital, stopped, max_epochs=3, max_minutes=0))
+    assert read(stopped / "training_state.pt")["epoch"] == 1
+    first_run = json.loads((stopped / "mlflow_run.json").read_text())["run_id"]
+    run("train", **options(hospital, stopped, max_epochs=3))
+    assert read(stopped / "training_state.pt")["epoch"] == 3
+    assert json.loads((stopped / "mlflow_run.json").read_text())["run_id"] == first_run
+    ours, undisturbed = weights(stopped), weights(trained)
+    assert ours.keys() == undisturbed.keys()
+    for name, tensor in undisturbed.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_another_training_is_not_mixed_into_a_folder(hospital: Path, trained: Path) -> None:
+    done = run("train", check=False, **options(hospital, trained, max_epochs=3, seed=5))
+    assert done.returncode != 0
+    assert "choose another --output_dir" in done.stderr
+
+
+def test_evaluation_writes_metrics_plots_and_mlflow(hospital: Path, trained: Path) -> None:
+    done = run("train", "evaluate", **options(hospital, trained), bootstrap=100)
+    report = trained / "evaluation" / "validation"
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["images"] == 6
+    assert metrics["patients"] == 2
+    assert "accuracy at IoU 0.5" in done.stdout
+    for name in ("froc.png", "accuracy_over_iou.png", "overlays.png"):
+        assert cv2.imread(str(report / name)) is not None
+    predictions = json.loads((report / "predictions.json").read_text())
+    assert [p["true_box_px"] for p in predictions["images"]] == [
+        item["box"] for item in json.loads(hospital.read_text())["validation"]
+    ]
+    known = json.loads((trained / "mlflow_run.json").read_text())
+    client = MlflowClient(known["uri"])
+    stored = client.get_run(known["run_id"])
+    assert stored.info.status == "FINISHED"
+    assert stored.data.params["max_epochs"] == "3"
+    assert stored.data.params["datalist_sha256"] == stored.data.params["validation/datalist_sha256"]
+    assert stored.data.metrics["validation/average_sensitivity"] == pytest.approx(
+        metrics["average_sensitivity"]["value"]
+    )
+    assert len(client.get_metric_history(known["run_id"], "train/loss")) == 3
+    assert {a.path for a in client.list_artifacts(known["run_id"])} >= {"model.pt", "validation"}
+    assert (trained / "mlartifacts").is_dir()
+    logged = json.dumps([stored.data.params, stored.data.tags, list(stored.data.metrics)])
+    assert "000010" not in logged  # no patient id in the store
+
+
+def write_ct(path: Path) -> None:
+    import nibabel as nib
+
+    generator = np.random.default_rng(1)
+    hu = generator.normal(40, 12, (SIZE, SIZE, 4))
+    hu[60:75, 20:35, 1:3] += 150
+    affine = np.diag([-1.0, -1.0, 5.0, 1.0])  # L, P, S axes
+    nib.Nifti1Image(hu.astype(np.int16), affine).to_filename(path)
+
+
+def test_inference_on_a_nifti_file(trained: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct.nii.gz")
+    run(
+        "inference", dataset_dir=tmp_path / "ct.nii.gz", output_dir=tmp_path / "out", device_name="cpu", amp=False,
+        ckpt_path=trained / "model.pt", score_threshold=0.02,
+    )  # fmt: skip
+    written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    series = written["series"][0]
+    assert series["grid"]["slices"] == 4
+    assert written["model"]["sha256"]
+    findings = series["findings"]
+    assert findings
+    for finding in findings:
+        x0, y0, x1, y1 = finding["box_px"]
+        assert finding["centre_lps_mm"][0] == pytest.approx((x0 + x1) / 2 - 0.5, abs=1e-2)
+        assert finding["centre_lps_mm"][1] == pytest.approx((y0 + y1) / 2 - 0.5, abs=1e-2)
+        assert finding["centre_lps_mm"][2] == pytest.approx(5 * finding["slice_index"])
+        assert finding["category"] in ("small", "large")
+
+
+def test_a_copied_bundle_works_alone(hospital: Path, trained: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(BUNDLE_ROOT, copy, ignore=shutil.ignore_patterns("__pycache__", "output"))
+    write_ct(tmp_path / "ct.nii.gz")
+    # -S -E would hide the installed packages too; a blocked import shows that data_prep is not used.
+    program = (
+        "import sys; sys.modules['data_prep'] = None; sys.path.insert(0, '.'); from monai.bundle import run; "
+        f"run(config_file='configs/inference.yaml', dataset_dir={str(tmp_path / 'ct.nii.gz')!r}, "
+        f"output_dir={str(tmp_path / 'out')!r}, ckpt_path={str(trained / 'model.pt')!r}, device_name='cpu')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=copy, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "out" / "detections.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device_name": "cuda:7"}, "device_name"),
+        ({"datalist": "/nowhere/datalist.json"}, "/nowhere/datalist.json"),
+        ({"dataset_dir": "/nowhere"}, "/nowhere"),
+        ({"slices": 5}, "--slices 5"),
+    ],
+)
+def test_bad_input_is_said_clearly(hospital: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    if "device_name" in change and torch.cuda.device_count() > 7:
+        pytest.skip("this machine has that many GPUs")
+    done = run("train", check=False, **{**options(hospital, tmp_path / "out", max_epochs=1), **change})
+    assert done.returncode != 0
+    assert message in done.stderr

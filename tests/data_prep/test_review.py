@@ -1,0 +1,49 @@
+"""Accepting and rejecting lesions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_prep.errors import DataPrepError
+from data_prep.lesion import Lesion, read_lesions, write_lesions
+from data_prep.review import read_ids, review
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "lesions.parquet"
+    write_lesions([Lesion(lesion_id=name, bookmark_ids=(name,), source="detector") for name in "abcd"], path)
+    return path
+
+
+def states(path: Path) -> dict[str, str]:
+    return {lesion.lesion_id: lesion.review for lesion in read_lesions(path)}
+
+
+def test_states_are_set_and_may_change(table: Path) -> None:
+    assert review(table, accept=["a", "b"], reject=["c"]) == (2, 1)
+    assert states(table) == {"a": "accepted", "b": "accepted", "c": "rejected", "d": "unreviewed"}
+    assert review(table, reject=["b"]) == (1, 2)
+    assert states(table) == {"a": "accepted", "b": "rejected", "c": "rejected", "d": "unreviewed"}
+
+
+def test_unknown_ids_change_nothing(table: Path) -> None:
+    before = table.read_bytes()
+    with pytest.raises(DataPrepError, match=r"holds no lesion x, y$"):
+        review(table, accept=["a", "y"], reject=["x"])
+    with pytest.raises(DataPrepError, match=r"at once: a$"):
+        review(table, accept=["a", "b"], reject=["a"])
+    assert table.read_bytes() == before
+
+
+def test_lists_of_ids(tmp_path: Path) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("\ufeffa\n\n  b  # seen on the next scan\n# c\r\nd", encoding="utf-8")
+    assert read_ids(path) == ["a", "b", "d"]
+    with pytest.raises(DataPrepError, match="cannot be read"):
+        read_ids(tmp_path / "none.txt")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataPrepError, match="cannot be read"):
+        read_ids(path)
