@@ -56,7 +56,7 @@ class Patients:
     _KINDS = ("patient", "study", "series", "image", "file")
 
     def __init__(self) -> None:
-        # A node is the digit of its kind and the identifier, so the smallest of a set is its patient where there is one.
+        # A node is the digit of its kind, then the identifier: the smallest of a set is its patient, if it has one.
         self._parent: dict[str, str] = {}
         self._stated: dict[str, set[str]] = {}
         self._resolved: dict[str, tuple[str, str]] = {}

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ VERSION = 1
 """Raised when the same parameters no longer give the same bytes, so that an old folder is not taken for a new one."""
 
 DEFAULT_PATIENTS = 52
+MOST_PATIENTS = 9999  # what the four digits of an invented PatientID hold
 
 SHARES = {"train": 0.70, "validation": 0.15, "test": 0.15}
 """Patients a split, as in DeepLesion."""
@@ -70,8 +71,10 @@ def make(
         DataPrepError: parameters out of range; ``out`` is not empty and holds something else, or a phantom of other
             parameters; it cannot be written.
     """
-    if patients < 1 or seed < 0 or workers < 1:
-        raise DataPrepError("a phantom needs at least one patient, a seed that is not negative and at least one worker")
+    if not 1 <= patients <= MOST_PATIENTS or seed < 0 or workers < 1:
+        raise DataPrepError(
+            f"a phantom has 1 to {MOST_PATIENTS} patients, a seed that is not negative and at least one worker"
+        )
     unknown = [name for name in forms if name not in radiologist.FORMS]
     if unknown or not forms:
         raise DataPrepError(f"unknown form {unknown[0] if unknown else '(none)'}; use {', '.join(radiologist.FORMS)}")
@@ -82,19 +85,36 @@ def make(
     todo = [n for n in range(1, patients + 1) if not _record_path(folder, n).is_file()]
     jobs = [(folder, n, seed, tuple(sorted(set(forms)))) for n in todo]
     bar = tqdm(total=patients, initial=patients - len(todo), desc="phantom", unit="patient", disable=not progress)
-    with bar:
-        if workers == 1 or len(jobs) < 2:
-            for job in jobs:
-                _make_patient(*job)
+    try:
+        with bar:
+            for _ in _finished(jobs, workers):
                 bar.update()
-        else:
-            # Spawned, not forked: a parent that has threads (PyTorch, OpenCV) would hand over locked locks.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-                for future in as_completed([pool.submit(_make_patient, *job) for job in jobs]):
-                    future.result()
-                    bar.update()
-    _write_tables(folder, patients, seed)
+        _write_tables(folder, patients, seed)
+    except OSError as error:
+        raise DataPrepError(
+            f"{folder}: cannot write ({error.strerror or error}); make room or choose another folder, then run "
+            "again to go on"
+        ) from error
+
+
+def _finished(jobs: Sequence[tuple[Path, int, int, tuple[str, ...]]], workers: int) -> Iterator[None]:
+    """Make the patients, yielding after each."""
+    if workers == 1 or len(jobs) < 2:
+        for job in jobs:
+            _make_patient(*job)
+            yield
+        return
+    # Spawned, not forked: a parent that has threads (PyTorch, OpenCV) would hand over locked locks.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        futures = [pool.submit(_make_patient, *job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield
+        finally:
+            # After a failure the rest would only fail too, or run for minutes before the message.
+            pool.shutdown(cancel_futures=True)
 
 
 def split_of_patients(patients: int, seed: int) -> dict[int, str]:

@@ -335,9 +335,15 @@ def test_order_does_not_matter_and_no_mark_is_lost(marks: list[Bookmark], shuffl
 # --- real data -------------------------------------------------------------------------------------------------------
 
 
-def test_columns_and_rows_agree_on_the_release(shared_data: Path) -> None:
-    marks = [m for m in deeplesion_csv.read(shared_data / "deeplesion" / "DL_info.csv") if isinstance(m, Bookmark)]
-    marks = [*marks[::10], dataclasses.replace(marks[0], bookmark_id="no spacing", spacing_x_mm=None)]
+@pytest.fixture(scope="module")
+def release(shared_data: Path) -> list[Bookmark]:
+    """Every row of the release."""
+    return [m for m in deeplesion_csv.read(shared_data / "deeplesion" / "DL_info.csv") if isinstance(m, Bookmark)]
+
+
+def test_columns_and_rows_agree_on_the_release(release: list[Bookmark]) -> None:
+    marks = release[::20]
+    marks = [*marks, dataclasses.replace(marks[0], bookmark_id="no spacing", spacing_x_mm=None)]
     table = records_to_table(marks, Bookmark, BOOKMARK_SCHEMA)
     assert all(is_release_row(table).to_pylist())
     by_column = {lesion.lesion_id: lesion for lesion in table_to_records(release_lesions(table), Lesion)}
@@ -349,16 +355,15 @@ def test_columns_and_rows_agree_on_the_release(shared_data: Path) -> None:
             assert ours == (pytest.approx(theirs, rel=1e-12) if isinstance(theirs, float) else theirs), field.name
 
 
-def test_the_rule_for_single_lines_on_the_release(shared_data: Path) -> None:
+def test_the_rule_for_single_lines_on_the_release(release: list[Bookmark]) -> None:
     """The figures in ``data_prep.readings``: from the long axis alone, mean IoU with the official boxes .89."""
-    marks = [m for m in deeplesion_csv.read(shared_data / "deeplesion" / "DL_info.csv") if isinstance(m, Bookmark)]
+    some = release[::20]
     lines = [
-        dataclasses.replace(m, form="length", points_px=m.points_px[:4], stated_box_px=None, source="csv")
-        for m in marks[::10]
+        dataclasses.replace(m, form="length", points_px=m.points_px[:4], stated_box_px=None, source="csv") for m in some
     ]
     boxes = {lesion.bookmark_ids[0]: lesion.box_px for line in lines for lesion in merge([line])}
-    ours = np.array([boxes[m.bookmark_id] for m in marks[::10]])
-    theirs = np.array([m.stated_box_px for m in marks[::10]])
+    ours = np.array([boxes[m.bookmark_id] for m in some])
+    theirs = np.array([m.stated_box_px for m in some])
     overlap = np.clip(np.minimum(ours[:, 2:], theirs[:, 2:]) - np.maximum(ours[:, :2], theirs[:, :2]), 0, None)
     area = [np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (ours, theirs)]
     iou = overlap.prod(axis=1) / (area[0] + area[1] - overlap.prod(axis=1))
@@ -366,6 +371,6 @@ def test_the_rule_for_single_lines_on_the_release(shared_data: Path) -> None:
     assert (iou < 0.5).mean() < 0.01
     ratios = [
         frames.length_mm(m.points[2], m.points[3], (1, 1)) / frames.length_mm(m.points[0], m.points[1], (1, 1))
-        for m in marks
+        for m in release
     ]
     assert np.median(ratios) == pytest.approx(0.746, abs=0.001)

@@ -128,6 +128,8 @@ class SeedEpochs:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        # An epoch after the first takes its data anew only here, when the old iterator has drawn once more to end.
+        engine.add_event_handler(Events.DATALOADER_STOP_ITERATION, self)
 
     def __call__(self, engine: Engine) -> None:
         seed = self.seed * 100_003 + engine.state.epoch
