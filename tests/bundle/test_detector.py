@@ -23,7 +23,7 @@ def network() -> LesionNet:
     net = LesionNet(num_classes=3, num_anchors=2, pretrained=False, channels=32)
     # Fresh heads give near-constant scores; spread them so that an order is worth comparing.
     for head in (net.classification_head, net.regression_head):
-        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+        torch.nn.init.normal_(head.output.weight, std=0.3)
     return net.eval()
 
 
@@ -82,7 +82,7 @@ def test_selection_equals_monais_for_a_single_class() -> None:
     torch.manual_seed(3)
     net = LesionNet(num_classes=1, num_anchors=2, pretrained=False, channels=32).eval()
     for head in (net.classification_head, net.regression_head):
-        torch.nn.init.normal_(head.layers[-1].weight, std=0.3)
+        torch.nn.init.normal_(head.output.weight, std=0.3)
     generator = ExactAnchorGenerator(SIZES)
     ours, monai = LesionDetector(net, generator), RetinaNetDetector(net, generator)
     monai.set_target_keys("box", "label")
@@ -163,7 +163,7 @@ def test_imagenet_weights_give_the_packages_own_features() -> None:
     reference = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(1, 2, 3, 4)).eval()
     weights = imagenet_weights()
     reference.load_state_dict({k: weights[k] for k in reference.state_dict()})
-    folded = PyramidBackbone(3, 32, pretrained=True)
+    folded = PyramidBackbone(3, 32, 2, pretrained=True)
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         for a, b in zip(reference(x), folded.body(x), strict=True):

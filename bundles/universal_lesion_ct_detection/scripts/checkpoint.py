@@ -56,7 +56,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     """What a ``model.pt`` says of itself: everything needed to build its network and use it, without the weights.
 
     Returns:
-        ``contract``, ``anchor_sizes``, ``categories``, ``channels``, ``head_convolutions``, ``folded`` (batch norm
+        ``contract``, ``anchor_sizes``, ``categories``, ``channels``, ``convolutions``, ``folded`` (batch norm
         folded into the convolutions, as in a network trained from ImageNet) and ``operating_score``, the score
         threshold chosen in training (0.05 where none was).
 
@@ -67,14 +67,14 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     if not {"model", "contract", "anchor_sizes", "categories"} <= content.keys():
         raise ValueError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
     weights: dict[str, Any] = content["model"]
-    head = [tensor for name, tensor in weights.items() if name.startswith("classification_head.layers.")]
+    tower = [tensor for name, tensor in weights.items() if name.startswith("feature_extractor.tower.")]
     score = (content.get("operating_point") or {}).get("score")
     return {
         "contract": content["contract"],
         "anchor_sizes": content["anchor_sizes"],
         "categories": content["categories"],
-        "channels": int(head[0].shape[1]),
-        "head_convolutions": sum(tensor.ndim == 4 for tensor in head) - 1,
+        "channels": int(weights["classification_head.output.weight"].shape[1]),
+        "convolutions": sum(tensor.ndim == 4 for tensor in tower),
         "folded": not any(name.endswith("running_mean") for name in weights),
         "operating_score": 0.05 if score is None else float(score),
     }

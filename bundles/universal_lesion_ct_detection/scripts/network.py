@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from monai.apps.detection.networks.retinanet_network import RetinaNet
+from timm.layers import Conv2dSame
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -69,12 +70,36 @@ def fold_batch_norm(module: nn.Module) -> None:
             fold_batch_norm(child)
 
 
+def _convolution(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
+    """A 3x3 convolution initialised as in the RetinaNet paper."""
+    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+    nn.init.normal_(layer.weight, std=0.01)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer
+
+
+class Float32Conv2d(Conv2dSame):
+    """A strided depthwise convolution that stays float32 under autocast on a CPU.
+
+    There its bfloat16 input gradient is a reference loop in PyTorch: three such layers took half of a training step.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not x.requires_grad:
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 class PyramidBackbone(nn.Module):
-    """EfficientNet-Lite0 and a feature pyramid.
+    """EfficientNet-Lite0, a feature pyramid, and the convolutions that both heads share.
 
     Args:
         in_channels: input channels (slices x windows), values in [0, 1].
-        out_channels: channels of every pyramid level.
+        out_channels: channels of every pyramid level; a multiple of 8.
+        convolutions: 3x3 convolutions (with group norm and ReLU) on every level, the same for all levels. RetinaNet
+            has four for each head; at stride 4 that is more than a CPU can do, and one tower for both halves it.
         pretrained: start from ImageNet, batch norm folded; the stem, the first ``frozen_stages`` stages and all
             depthwise kernels stay as they are (their bfloat16 gradients are far slower than the rest on a CPU).
             Otherwise random weights, live batch norm, nothing frozen.
@@ -86,6 +111,7 @@ class PyramidBackbone(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
+        convolutions: int,
         pretrained: bool,
         folded: bool | None = None,
         frozen_stages: int = 2,
@@ -112,51 +138,46 @@ class PyramidBackbone(nn.Module):
             for child in body.modules():
                 if isinstance(child, nn.Conv2d) and child.groups > 1:
                     child.requires_grad_(False)
+        for child in body.modules():
+            if isinstance(child, Conv2dSame) and child.groups > 1:
+                child.__class__ = Float32Conv2d  # same weights, same place in the state dict
         self.body = body
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels)
+        layers: list[nn.Module] = []
+        for _ in range(convolutions):
+            layers += [_convolution(out_channels, out_channels), nn.GroupNorm(8, out_channels), nn.ReLU(inplace=True)]
+        self.tower = nn.Sequential(*layers)
         self.out_channels = out_channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, C, X, Y) in [0, 1] -> one (B, out_channels, X / stride, Y / stride) a level of :data:`STRIDES`."""
         features = self.body(images * 2 - 1)  # the weights were trained with mean 0.5, standard deviation 0.5
-        return list(self.fpn({str(stride): f for stride, f in zip(STRIDES, features, strict=True)}).values())
-
-
-def _convolution(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.Conv2d:
-    """A 3x3 convolution initialised as in the RetinaNet paper."""
-    layer = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(layer.weight, std=0.01)
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, bias)
-    return layer
+        pyramid = self.fpn({str(stride): f for stride, f in zip(STRIDES, features, strict=True)})
+        return [self.tower(level) for level in pyramid.values()]
 
 
 class Head(nn.Module):
-    """``convolutions`` x (3x3 convolution, group norm, ReLU) and a 3x3 output, shared by all levels."""
+    """One 3x3 convolution, the same for all levels."""
 
-    def __init__(self, in_channels: int, outputs: int, convolutions: int, bias: float = 0.0) -> None:
+    def __init__(self, in_channels: int, outputs: int, bias: float = 0.0) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for _ in range(convolutions):
-            layers += [_convolution(in_channels, in_channels), nn.GroupNorm(8, in_channels), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers, _convolution(in_channels, outputs, bias))
+        self.output = _convolution(in_channels, outputs, bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [self.layers(feature) for feature in features]
+        return [self.output(feature) for feature in features]
 
 
 class LesionNet(RetinaNet):
     """MONAI's ``RetinaNet`` with slimmer heads.
 
-    Replaced: the two heads (MONAI's four convolutions each are unusable on a CPU at stride 4, and they look for NaN
-    in every output, a host synchronisation each). Everything else is MONAI's.
+    Replaced: the two heads. Their convolutions are shared and stand in the feature extractor
+    (:class:`PyramidBackbone`), and they do not look for NaN in every output, a host synchronisation each.
 
     Args:
         num_classes: lesion categories, background not counted.
         num_anchors: anchors at each location.
         in_channels: slices x windows.
-        channels: of the pyramid and the heads; a multiple of 8.
-        head_convolutions: of each head.
+        channels, convolutions: of the pyramid, see :class:`PyramidBackbone`.
         pretrained, folded, frozen_stages: see :class:`PyramidBackbone`.
     """
 
@@ -166,7 +187,7 @@ class LesionNet(RetinaNet):
         num_anchors: int,
         in_channels: int = 3,
         channels: int = 96,
-        head_convolutions: int = 2,
+        convolutions: int = 2,
         pretrained: bool = True,
         folded: bool | None = None,
         frozen_stages: int = 2,
@@ -175,13 +196,11 @@ class LesionNet(RetinaNet):
             spatial_dims=2,
             num_classes=num_classes,
             num_anchors=num_anchors,
-            feature_extractor=PyramidBackbone(in_channels, channels, pretrained, folded, frozen_stages),
+            feature_extractor=PyramidBackbone(in_channels, channels, convolutions, pretrained, folded, frozen_stages),
             size_divisible=STRIDES[-1],
         )
         prior = 0.01  # of an anchor being a lesion, as in the RetinaNet paper
         self.classification_head: nn.Module = Head(  # type: ignore[assignment]
-            channels, num_anchors * num_classes, head_convolutions, -math.log((1 - prior) / prior)
+            channels, num_anchors * num_classes, -math.log((1 - prior) / prior)
         )
-        self.regression_head: nn.Module = Head(  # type: ignore[assignment]
-            channels, num_anchors * 4, head_convolutions
-        )
+        self.regression_head: nn.Module = Head(channels, num_anchors * 4)  # type: ignore[assignment]
