@@ -27,9 +27,7 @@ def atomic_path(target: str | os.PathLike[str], *, mode: int = 0o644) -> Iterato
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem}-", suffix=".part" + target.suffix
-        )
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".part" + target.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary

@@ -143,6 +143,12 @@ def categorize(
             show_default=False,
         ),
     ] = None,
+    clustering: Annotated[
+        str, typer.Option("--clustering", help="k-means, or spectral on a neighbour graph (slower, often cleaner).")
+    ] = "k-means",
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda or cuda:N.", show_default="cuda where there is a GPU")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the clustering.")] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -153,7 +159,17 @@ def categorize(
     if categories != "auto" and not (categories.isdecimal() and int(categories) > 0):
         raise DataPrepError(f"--categories must be a number from 1 up, or auto; got {categories!r}")
     count: int | Literal["auto"] = "auto" if categories == "auto" else int(categories)
-    summary = run(lesions, images, out, categories=count, model=model, seed=seed, progress=not quiet)
+    summary = run(
+        lesions,
+        images,
+        out,
+        categories=count,
+        model=model,
+        clustering=clustering,
+        device=device,
+        seed=seed,
+        progress=not quiet,
+    )
     for message in summary.messages:
         typer.echo(message, err=True)
     for name, size in summary.categories.items():

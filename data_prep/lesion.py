@@ -90,10 +90,7 @@ class Lesion:
         box = (self.x0, self.y0, self.x1, self.y1)
         given = [value for value in box if value is not None]
         if given and not (
-            len(given) == 4
-            and all(map(math.isfinite, given))
-            and given[0] < given[2]
-            and given[1] < given[3]
+            len(given) == 4 and all(map(math.isfinite, given)) and given[0] < given[2] and given[1] < given[3]
         ):
             raise ValueError(f"lesion {self.lesion_id}: {box} is not a box")
         if self.review not in REVIEW_STATES:

@@ -22,8 +22,10 @@ GLIBC_TUNABLES = (
 )
 
 # What differs from configs/train.yaml. The phantom's slices are 256 px; the real ones are too many for 512 px on a CPU.
-PHANTOM_OPTIONS = {"size": 256, "max_epochs": 12, "val_interval": 4, "ema_decay": 0.99, "batch_size": 8}
-REAL_OPTIONS = {"size": 384, "max_epochs": 16, "val_interval": 4}
+PHANTOM_OPTIONS = {
+    "size": 256, "windows_hu": [[-175, 275], [-1350, 150]], "max_epochs": 20, "val_interval": 10, "ema_decay": 0.99,
+}  # fmt: skip
+REAL_OPTIONS = {"size": 384, "channels": 64, "max_epochs": 8, "val_interval": 2, "ema_decay": 0.995}
 
 
 def parse() -> argparse.Namespace:
@@ -156,8 +158,8 @@ def main() -> None:
 def unseen_series(phantom: Path) -> Path:
     """The DICOM folder of the first series of a patient kept for validation."""
     truth = json.loads((phantom / "truth" / "datalist.json").read_text(encoding="utf-8"))
-    image = Path(truth["validation"][0]["image"][0])
-    return phantom / "dicom" / image.parent.name
+    patient, study, _ = Path(truth["validation"][0]["image"][0]).parent.name.split("_")
+    return phantom / "dicom" / f"PHANTOM{int(patient):04d}" / f"STUDY{int(study)}" / "CT"
 
 
 def table(harvest: Path, categories: Path, metrics: Path, real: bool) -> str:

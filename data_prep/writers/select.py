@@ -85,7 +85,7 @@ def read_categories(path: str | PathLike[str]) -> Categories:
         labels[str(lesion_id)] = label
     if not labels:
         raise DataPrepError(f"{path}: holds no category")
-    return Categories(tuple(names.get(i, f"category {i}") for i in range(max(names) + 1)), labels)
+    return Categories(tuple(names.get(i, f"category-{i}") for i in range(max(names) + 1)), labels)
 
 
 def select(lesions: Iterable[Lesion], images: str | PathLike[str], categories: Categories | None = None) -> Selection:

@@ -197,6 +197,9 @@ def test_inference_on_a_nifti_file(trained: Path, tmp_path: Path) -> None:
         ckpt_path=trained / "model.pt", score_threshold=0.02,
     )  # fmt: skip
     written = json.loads((tmp_path / "out" / "detections.json").read_text())
+    from data_prep import schemas
+
+    schemas.validate(written, "detections")
     series = written["series"][0]
     assert series["grid"]["slices"] == 4
     assert written["model"]["sha256"]

@@ -146,7 +146,7 @@ class WriteDetections:
                         "series_uid": volume.series_uid,
                         "study_uid": volume.study_uid,
                         "patient_id": None,  # never written; the UIDs lead whoever may know to the patient
-                        "source": {"name": volume.source},
+                        "source": {"origin": volume.source},
                         "grid": {
                             "columns": columns,
                             "rows": rows,
