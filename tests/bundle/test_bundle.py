@@ -235,11 +235,30 @@ def test_a_copied_bundle_works_alone(hospital: Path, trained: Path, tmp_path: Pa
         ({"datalist": "/nowhere/datalist.json"}, "/nowhere/datalist.json"),
         ({"dataset_dir": "/nowhere"}, "/nowhere"),
         ({"slices": 5}, "--slices 5"),
+        ({"output_dir": "/dev/null/out"}, "cannot write into this folder"),
+        ({"size": 100}, "multiple of 32"),
     ],
 )
 def test_bad_input_is_said_clearly(hospital: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
     if "device_name" in change and torch.cuda.device_count() > 7:
         pytest.skip("this machine has that many GPUs")
-    done = run("train", check=False, **{**options(hospital, tmp_path / "out", max_epochs=1), **change})
+    given = {"tracking_uri": f"sqlite:///{tmp_path / 'runs.db'}", **change}
+    done = run("train", check=False, **{**options(hospital, tmp_path / "out", max_epochs=1), **given})
     assert done.returncode != 0
-    assert message in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truncated_slice_met_by_a_worker_is_one_line(hospital: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "hospital"
+    shutil.copytree(hospital.parent, copy)
+    damaged = next(iter(sorted(copy.glob("000009_01_01/*.png"))))  # a tuning slice: read by a worker process
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    done = run("train", check=False, **options(copy / "datalist.json", tmp_path / "out", max_epochs=1, workers=1))
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert damaged.name in errors[0]
+    assert "copy it again" in errors[0]

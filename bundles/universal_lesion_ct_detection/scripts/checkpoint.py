@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts.contract import InputContract, make
+from scripts.errors import BundleError
 
 
 def save(path: str | PathLike[str], content: dict[str, Any]) -> None:
@@ -33,16 +34,16 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
     """Load a file of tensors and plain values (``weights_only``: no code in it is run).
 
     Raises:
-        ValueError: no such file, or not such a file.
+        BundleError: no such file, or not such a file.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such weights; train first, or give --ckpt_path") from error
+        raise BundleError(f"{path}: no such weights; train first, or give --ckpt_path") from error
     except Exception as error:
-        raise ValueError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
+        raise BundleError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: not a weights file of this bundle")
+        raise BundleError(f"{path}: not a weights file of this bundle")
     return content
 
 
@@ -56,20 +57,22 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     """What a ``model.pt`` says of itself: everything needed to build its network and use it, without the weights.
 
     Returns:
-        ``contract``, ``anchor_sizes``, ``categories``, ``channels``, ``convolutions``, ``folded`` (batch norm
-        folded into the convolutions, as in a network trained from ImageNet) and ``operating_score``, the score
-        threshold chosen in training (0.05 where none was).
+        ``file`` (its name), ``sha256``, ``contract``, ``anchor_sizes``, ``categories``, ``channels``,
+        ``convolutions``, ``folded`` (batch norm folded into the convolutions, as in a network trained from ImageNet)
+        and ``operating_score``, the score threshold chosen in training (0.05 where none was).
 
     Raises:
-        ValueError: not a weights file of this bundle.
+        BundleError: not a weights file of this bundle.
     """
     content = read(path)
     if not {"model", "contract", "anchor_sizes", "categories"} <= content.keys():
-        raise ValueError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
+        raise BundleError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
     weights: dict[str, Any] = content["model"]
     tower = [tensor for name, tensor in weights.items() if name.startswith("feature_extractor.tower.")]
     score = (content.get("operating_point") or {}).get("score")
     return {
+        "file": Path(path).name,
+        "sha256": sha256(path),
         "contract": content["contract"],
         "anchor_sizes": content["anchor_sizes"],
         "categories": content["categories"],
@@ -113,23 +116,23 @@ def load_model(
         The file's content without the weights.
 
     Raises:
-        ValueError: the file is not readable, was trained on another input contract or other anchors than the config
+        BundleError: the file is not readable, was trained on another input contract or other anchors than the config
             says, or does not fit the network.
     """
     content = read(path)
     if "model" not in content or "contract" not in content:
-        raise ValueError(f"{path}: not weights of this bundle (no 'model' and 'contract' in it)")
+        raise BundleError(f"{path}: not weights of this bundle (no 'model' and 'contract' in it)")
     trained = make(**content["contract"])
     if trained != contract:
-        raise ValueError(
+        raise BundleError(
             f"{path}: trained on {trained}, but the config says {contract}; the input must be what the weights saw"
         )
     if [list(map(float, level)) for level in anchor_sizes] != content["anchor_sizes"]:
-        raise ValueError(f"{path}: trained with anchors {content['anchor_sizes']}, the config has {anchor_sizes}")
+        raise BundleError(f"{path}: trained with anchors {content['anchor_sizes']}, the config has {anchor_sizes}")
     try:
         network.load_state_dict(content.pop("model"))
     except RuntimeError as error:
-        raise ValueError(f"{path}: does not fit this network ({str(error).splitlines()[-1].strip()})") from error
+        raise BundleError(f"{path}: does not fit this network ({str(error).splitlines()[-1].strip()})") from error
     return content
 
 
@@ -157,7 +160,7 @@ class ResumableState:
             return
         content = read(self.path)
         if content.get("fingerprint") != self.fingerprint:
-            raise ValueError(
+            raise BundleError(
                 f"{self.path}: belongs to a training with other data or settings; choose another --output_dir, or "
                 "delete this one to start anew"
             )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scripts.errors import BundleError
+
 
 @dataclass(frozen=True)
 class InputContract:
@@ -19,7 +21,7 @@ class InputContract:
         slice_step_mm: distance of neighbouring slices; None: the adjacent ones, as in DeepLesion.
 
     Raises:
-        ValueError: an even number of slices, an empty window, or a size that is not a multiple of 32.
+        BundleError: an even number of slices, an empty window, or a size that is not a multiple of 32.
     """
 
     slices: int
@@ -31,11 +33,11 @@ class InputContract:
         windows = tuple((float(low), float(high)) for low, high in self.windows_hu)
         object.__setattr__(self, "windows_hu", windows)
         if self.slices < 1 or self.slices % 2 == 0:
-            raise ValueError(f"slices must be odd, got {self.slices}")
+            raise BundleError(f"slices must be odd, got {self.slices}")
         if not windows or any(low >= high for low, high in windows):
-            raise ValueError(f"windows_hu must be (low, high) pairs with low < high, got {self.windows_hu}")
+            raise BundleError(f"windows_hu must be (low, high) pairs with low < high, got {self.windows_hu}")
         if self.size < 32 or self.size % 32:
-            raise ValueError(f"size must be a multiple of 32 (the greatest stride), got {self.size}")
+            raise BundleError(f"size must be a multiple of 32 (the greatest stride), got {self.size}")
 
     @property
     def channels(self) -> int:

@@ -10,6 +10,8 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from scripts.errors import BundleError
+
 SCHEMA_VERSION = 1
 SECTIONS = ("training", "tuning", "validation", "test")
 LISTS = ("lesion_id", "recist_px", "coarse_type", "long_diameter_mm", "short_diameter_mm")
@@ -34,7 +36,7 @@ def load(path: str | PathLike[str]) -> Datalist:
     """Read a datalist and check everything that would spoil a training in silence.
 
     Raises:
-        ValueError: no such file, not JSON, another schema version, no item at all, a path that leaves the images
+        BundleError: no such file, not JSON, another schema version, no item at all, a path that leaves the images
             folder, a box that is empty or not finite, a label outside the categories (MONAI silently trains the
             last class on -1), lists of different lengths, or a patient in two sections.
     """
@@ -42,34 +44,34 @@ def load(path: str | PathLike[str]) -> Datalist:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot read the datalist ({error.strerror})") from error
+        raise BundleError(f"{path}: cannot read the datalist ({error.strerror})") from error
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({error}); make it with `python -m data_prep datalist`") from error
+        raise BundleError(f"{path}: not a JSON file ({error}); make it with `python -m data_prep datalist`") from error
     if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path}: not a datalist of schema_version {SCHEMA_VERSION}")
+        raise BundleError(f"{path}: not a datalist of schema_version {SCHEMA_VERSION}")
     categories = content.get("categories")
     if not isinstance(categories, list) or not categories or not all(isinstance(c, str) for c in categories):
-        raise ValueError(f"{path}: 'categories' must be a list of names")
+        raise BundleError(f"{path}: 'categories' must be a list of names")
     sections: dict[str, list[dict[str, Any]]] = {}
     patients: dict[str, str] = {}
     for section in SECTIONS:
         items = content.get(section, [])
         if not isinstance(items, list):
-            raise ValueError(f"{path}: {section!r} must be a list")
+            raise BundleError(f"{path}: {section!r} must be a list")
         for number, item in enumerate(items):
             problem = _problem(item, len(categories))
             if problem:
-                raise ValueError(f"{path}: {section}[{number}]: {problem}")
+                raise BundleError(f"{path}: {section}[{number}]: {problem}")
             patient = item.get("patient_id")
             if patient is not None and patients.setdefault(str(patient), section) != section:
-                raise ValueError(
+                raise BundleError(
                     f"{path}: {section}[{number}]: its patient is also in {patients[str(patient)]}; split by patient"
                 )
         sections[section] = items
     if not any(sections.values()):
-        raise ValueError(f"{path}: the datalist is empty; look at rejected.csv of the harvest for the reasons")
+        raise BundleError(f"{path}: the datalist is empty; look at rejected.csv of the harvest for the reasons")
     return Datalist(str(path), sections, categories, hashlib.sha256(data).hexdigest(), content.get("kind") == "truth")
 
 
@@ -116,22 +118,22 @@ def section(
         single_class: all labels 0.
 
     Raises:
-        ValueError: see :func:`load`; also an empty section, a truth file for training, or a missing images folder.
+        BundleError: see :func:`load`; also an empty section, a truth file for training, or a missing images folder.
     """
     if name not in SECTIONS:
-        raise ValueError(f"{name!r} is not a section of a datalist; choose one of {', '.join(SECTIONS)}")
+        raise BundleError(f"{name!r} is not a section of a datalist; choose one of {', '.join(SECTIONS)}")
     loaded = load(datalist)
     if training and loaded.is_truth:
-        raise ValueError(f"{datalist}: this file lists the full truth; training takes the harvested datalist")
+        raise BundleError(f"{datalist}: this file lists the full truth; training takes the harvested datalist")
     items = loaded.sections[name]
     if not items:
-        raise ValueError(f"{datalist}: the section {name!r} is empty; make a datalist with more patients")
+        raise BundleError(f"{datalist}: the section {name!r} is empty; make a datalist with more patients")
     root = Path(dataset_dir)
     if not root.is_dir():
-        raise ValueError(f"{root}: no such images folder (--dataset_dir)")
+        raise BundleError(f"{root}: no such images folder (--dataset_dir)")
     first = items[0]["image"][len(items[0]["image"]) // 2]
     if not (root / first).is_file():
-        raise ValueError(f"{root}: the image {first} of {datalist} is not there; is --dataset_dir the right folder?")
+        raise BundleError(f"{root}: the image {first} of {datalist} is not there; is --dataset_dir the right folder?")
     return [
         {
             "image": item["image"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from scripts.errors import BundleError
+
 
 def choose(name: str | torch.device = "auto") -> torch.device:
     """The device of a config's ``device_name``.
@@ -12,16 +14,16 @@ def choose(name: str | torch.device = "auto") -> torch.device:
         name: ``auto`` (CUDA where there is a GPU, else the CPU) or anything :class:`torch.device` takes.
 
     Raises:
-        ValueError: a GPU is asked for where there is none, or the name is not a device.
+        BundleError: a GPU is asked for where there is none, or the name is not a device.
     """
     if str(name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device_name {name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
+        raise BundleError(f"device_name {name!r} is not a device; use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise BundleError(
             f"device_name {str(name)!r}: PyTorch sees {torch.cuda.device_count()} GPU(s) here; use --device_name cpu"
         )
     return device

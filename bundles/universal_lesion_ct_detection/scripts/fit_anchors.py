@@ -2,7 +2,7 @@
 
     python -m scripts.fit_anchors DATALIST --size 512 [--per_level 1]
 
-Paste the printed sizes into a config as ``anchor_sizes``, or give them as ``--anchor_sizes`` on the command line.
+``train.yaml`` fits them by itself; to fix them, give the printed sizes as ``--anchor_sizes`` on the command line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from scripts.anchors import best_possible_recall, fit_sizes
 from scripts.datalist import load
+from scripts.errors import BundleError
 from scripts.network import STRIDES
 
 
@@ -21,10 +22,15 @@ def training_extents(datalist: str, size: int) -> npt.NDArray[np.float64]:
     extents = []
     for item in load(datalist).sections["training"]:
         if item.get("image_size") is None:
-            raise ValueError(f"{datalist}: its items have no 'image_size'; make it again with `data_prep datalist`")
+            raise BundleError(f"{datalist}: its items have no 'image_size'; make it again with `data_prep datalist`")
         factor = size / max(item["image_size"])
         extents += [[(b[2] - b[0]) * factor, (b[3] - b[1]) * factor] for b in item["box"]]
     return np.array(extents, dtype=np.float64).reshape(-1, 2)
+
+
+def fit(datalist: str, size: int, per_level: int = 1) -> list[list[float]]:
+    """Anchor sizes for the training boxes of a datalist; see :func:`scripts.anchors.fit_sizes`."""
+    return fit_sizes(training_extents(datalist, size), STRIDES, per_level)
 
 
 def main(datalist: str, size: int = 512, per_level: int = 1) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 import torch
 from monai.apps.detection.networks.retinanet_network import RetinaNet
-from timm.layers import Conv2dSame
+from timm.layers.conv2d_same import Conv2dSame
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -87,9 +87,11 @@ class Float32Conv2d(Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not x.requires_grad:
-            return super().forward(x)
+            same: Tensor = super().forward(x)
+            return same
         with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
+            out: Tensor = super().forward(x.float())
+        return out
 
 
 class PyramidBackbone(nn.Module):

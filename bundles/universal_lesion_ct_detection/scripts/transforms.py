@@ -17,6 +17,7 @@ from monai.transforms.transform import MapTransform, RandomizableTransform
 from torch import Tensor
 
 from scripts.contract import InputContract
+from scripts.errors import BundleError
 
 HU_OFFSET = 32768  # DeepLesion's PNG value = HU + 32768
 
@@ -25,18 +26,18 @@ def read_slice(path: str | PathLike[str]) -> npt.NDArray[np.float32]:
     """A 16-bit PNG slice as HU, (columns, rows) = [X, Y].
 
     Raises:
-        ValueError: no such file, damaged, or not a 16-bit grey PNG.
+        BundleError: no such file, damaged, or not a 16-bit grey PNG.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if b"IEND" in data[-64:] else None
     if image is None:
-        raise ValueError(f"{path}: not a whole PNG file; copy it again")
+        raise BundleError(f"{path}: not a whole PNG file; copy it again")
     if image.dtype != np.uint16 or image.ndim != 2:
-        raise ValueError(f"{path}: a slice must be a 16-bit grey PNG (HU + {HU_OFFSET})")
+        raise BundleError(f"{path}: a slice must be a 16-bit grey PNG (HU + {HU_OFFSET})")
     return image.T.astype(np.float32) - HU_OFFSET
 
 
@@ -57,7 +58,7 @@ class LoadSlicesd(MapTransform):
             paths: list[str] = d[key]
             middle = len(paths) // 2
             if self.slices > len(paths):
-                raise ValueError(
+                raise BundleError(
                     f"{paths[middle]}: the datalist has {len(paths)} slice(s) an item, the weights want {self.slices}; "
                     f"make it again with `--slices {self.slices}`"
                 )
@@ -146,7 +147,7 @@ class RandAugmentLesiond(RandomizableTransform, MapTransform):
         keys: Sequence[str],
         box_key: str = "box",
         label_key: str = "label",
-        flip: Sequence[float] = (0.5, 0.5),
+        flip: Sequence[float] = (0.5, 0.0),
         scale: Sequence[float] = (0.8, 1.25),
         shift: float = 0.08,
         contrast: float = 0.15,

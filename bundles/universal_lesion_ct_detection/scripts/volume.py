@@ -15,6 +15,8 @@ import pydicom
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from tqdm import tqdm
 
+from scripts.errors import BundleError
+
 Array = npt.NDArray[np.float64]
 
 AIR_HU = -1024.0
@@ -66,7 +68,7 @@ def load(path: str | PathLike[str], progress: bool = True) -> Volume:
         path: a folder with one DICOM series, or a ``.nii`` / ``.nii.gz`` file (or a folder with just one).
 
     Raises:
-        ValueError: nothing there, several series, a missing or duplicate slice, uneven spacing, a tilted gantry,
+        BundleError: nothing there, several series, a missing or duplicate slice, uneven spacing, a tilted gantry,
             not axial, not CT, or damaged; the message names the file and says what to do.
     """
     path = Path(path)
@@ -75,22 +77,22 @@ def load(path: str | PathLike[str], progress: bool = True) -> Volume:
         if len(niftis) == 1:
             return _load_nifti(niftis[0])
         if niftis:
-            raise ValueError(f"{path}: holds {len(niftis)} NIfTI files; name one of them")
+            raise BundleError(f"{path}: holds {len(niftis)} NIfTI files; name one of them")
         return _load_dicom(path, progress)
     if not path.exists():
-        raise ValueError(f"{path}: no such file or folder (--dataset_dir)")
+        raise BundleError(f"{path}: no such file or folder (--dataset_dir)")
     if path.name.endswith((".nii", ".nii.gz")):
         return _load_nifti(path)
-    raise ValueError(f"{path}: give a folder with a DICOM series, or a .nii or .nii.gz file")
+    raise BundleError(f"{path}: give a folder with a DICOM series, or a .nii or .nii.gz file")
 
 
 def _turned(data: npt.NDArray[Any], affine_ras: Array, path: Path) -> tuple[npt.NDArray[Any], Array, Array]:
     """Data and affine turned to L, P, S axes, and the map from the new indices to the old."""
     now = io_orientation(affine_ras)
     if np.isnan(now).any():
-        raise ValueError(f"{path}: its affine is singular; the file is damaged")
+        raise BundleError(f"{path}: its affine is singular; the file is damaged")
     if int(now[2, 0]) != 2:
-        raise ValueError(f"{path}: slices are not axial; the detector was trained on axial slices only")
+        raise BundleError(f"{path}: slices are not axial; the detector was trained on axial slices only")
     turn = ornt_transform(now, axcodes2ornt(("L", "P", "S")))
     back = inv_ornt_aff(turn, data.shape)
     return apply_orientation(data, turn), affine_ras @ back, back
@@ -101,12 +103,12 @@ def _load_nifti(path: Path) -> Volume:
         image: Any = nib.load(path)
         shape = image.shape
         if len(shape) != 3 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
-            raise ValueError(f"{path}: a CT volume has three axes, this file's shape is {shape}")
+            raise BundleError(f"{path}: a CT volume has three axes, this file's shape is {shape}")
         data = np.asanyarray(image.dataobj)
-    except ValueError:
+    except BundleError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: not a readable NIfTI file ({error})") from error
+        raise BundleError(f"{path}: not a readable NIfTI file ({error})") from error
     data, affine, back = _turned(data, np.asarray(image.affine, dtype=np.float64), path)
     hu = np.clip(np.rint(np.nan_to_num(data, nan=AIR_HU)), -32768, 32767).astype(np.int16)
     return Volume(hu, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, back, ("",) * hu.shape[2], None, None, path.name, shape)
@@ -129,19 +131,19 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
         if "ImagePositionPatient" in dataset and dataset.get("Rows"):
             headers.append((file, dataset))
     if not headers:
-        raise ValueError(f"{folder}: no DICOM slices with an image position in this folder")
+        raise BundleError(f"{folder}: no DICOM slices with an image position in this folder")
     series = {str(d.get("SeriesInstanceUID") or "") for _, d in headers}
     if len(series) > 1:
-        raise ValueError(f"{folder}: holds {len(series)} series; give a folder with one")
+        raise BundleError(f"{folder}: holds {len(series)} series; give a folder with one")
     first = headers[0][1]
     if first.get("Modality") not in (None, "", "CT"):
-        raise ValueError(f"{folder}: modality {first.Modality}, the detector was trained on CT")
+        raise BundleError(f"{folder}: modality {first.Modality}, the detector was trained on CT")
     geometry = {
         (int(d.Rows), int(d.Columns), *np.round([*d.ImageOrientationPatient, *d.PixelSpacing], 4).tolist())
         for _, d in headers
     }
     if len(geometry) > 1:
-        raise ValueError(f"{folder}: slices of different size, spacing or orientation; split the series first")
+        raise BundleError(f"{folder}: slices of different size, spacing or orientation; split the series first")
     cosines = np.array(first.ImageOrientationPatient, dtype=np.float64)
     normal = np.cross(cosines[:3], cosines[3:])
     normal *= 1.0 if normal[2] >= 0 else -1.0  # slices are counted towards the head, as everywhere in this project
@@ -177,17 +179,17 @@ def _step(positions: Array, normal: Array, folder: Path) -> Array:
     gaps = np.diff(along)
     usual = float(np.median(gaps))
     if (gaps < 0.01).any():
-        raise ValueError(f"{folder}: two slices at the same place ({along[int(gaps.argmin())]:.2f} mm); remove one")
+        raise BundleError(f"{folder}: two slices at the same place ({along[int(gaps.argmin())]:.2f} mm); remove one")
     wrong = np.flatnonzero(np.abs(gaps - usual) > 0.1 * usual)
     if len(wrong):
         at = int(wrong[0])
-        raise ValueError(
+        raise BundleError(
             f"{folder}: slices are missing or unevenly spaced: {gaps[at]:.2f} mm after position {along[at]:.2f} mm, "
             f"elsewhere {usual:.2f} mm"
         )
     step: Array = (positions[-1] - positions[0]) / (len(positions) - 1)
     if np.abs(step - normal * np.dot(step, normal)).max() > 0.05 * usual:
-        raise ValueError(f"{folder}: the gantry is tilted; resample the series to upright slices first")
+        raise BundleError(f"{folder}: the gantry is tilted; resample the series to upright slices first")
     return step
 
 
@@ -197,9 +199,9 @@ def _pixels(file: Path, rows: int, columns: int) -> npt.NDArray[np.int16]:
         dataset = pydicom.dcmread(file)
         stored = dataset.pixel_array
     except Exception as error:
-        raise ValueError(f"{file}: cannot decode this slice ({str(error).splitlines()[0]})") from error
+        raise BundleError(f"{file}: cannot decode this slice ({str(error).splitlines()[0]})") from error
     if stored.shape != (rows, columns):
-        raise ValueError(f"{file}: pixel data of shape {stored.shape}, the header says {(rows, columns)}")
+        raise BundleError(f"{file}: pixel data of shape {stored.shape}, the header says {(rows, columns)}")
     hu = stored * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
     padding = dataset.get("PixelPaddingValue")
     if padding is not None:

@@ -1,0 +1,55 @@
+"""Errors a user can put right, shown as one line although MONAI wraps them several times."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+
+
+class BundleError(ValueError):
+    """Bad input; the message names the file or setting and says what to do."""
+
+
+def root_message(error: BaseException | None) -> str | None:
+    """The message of the :class:`BundleError` an exception was raised from, or None where there is none."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, BundleError):
+            # From a DataLoader's worker the message is the worker's whole traceback; its last line is ours.
+            return str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.BundleError: ")
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def show_in_one_line() -> None:
+    """From now on an uncaught :class:`BundleError` is printed as one line; any other error keeps its traceback."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        message = root_message(error)
+        if message is None:
+            before(kind, error, trace)
+        else:
+            print(f"error: {message}", file=sys.stderr)
+
+    sys.excepthook = hook
+
+
+def make_folder(path: str | PathLike[str]) -> Path:
+    """Make an output folder and prove that it can be written to, before any work is done.
+
+    Raises:
+        BundleError: it cannot.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot write into this folder ({error.strerror or error})") from error
+    return folder
