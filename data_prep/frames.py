@@ -58,12 +58,14 @@ def px_to_deeplesion_point(points_px: ArrayLike) -> Array:
 
 def deeplesion_box_to_px(box: ArrayLike) -> Array:
     """DeepLesion boxes (1-based, inclusive ``x1, y1, x2, y2``) -> half-open px boxes."""
-    return _array(box, last=4) - np.array([1.0, 1.0, 0.0, 0.0])
+    half_open: Array = _array(box, last=4) - np.array([1.0, 1.0, 0.0, 0.0])
+    return half_open
 
 
 def px_to_deeplesion_box(box_px: ArrayLike) -> Array:
     """Half-open px boxes -> DeepLesion boxes."""
-    return _array(box_px, last=4) + np.array([1.0, 1.0, 0.0, 0.0])
+    inclusive: Array = _array(box_px, last=4) + np.array([1.0, 1.0, 0.0, 0.0])
+    return inclusive
 
 
 def box_from_recist(points_px: ArrayLike) -> Array:
@@ -135,7 +137,8 @@ def display_to_px(
     # The two corners are pixels of the unrotated image, so after a rotation neither needs to be the smaller one.
     corners = np.stack([_array(top_left, last=2), _array(bottom_right, last=2)])
     low, high = corners.min(axis=0) - 1.0, corners.max(axis=0)
-    return low + np.stack([s, t], axis=-1) * (high - low)
+    points_px: Array = low + np.stack([s, t], axis=-1) * (high - low)
+    return points_px
 
 
 # --- patient space -------------------------------------------------------------------------------------------------
@@ -171,7 +174,8 @@ def px_to_lps(points_px: ArrayLike, affine: ArrayLike) -> Array:
 def lps_to_px(points_lps_mm: ArrayLike, affine: ArrayLike) -> Array:
     """LPS mm -> (N, 3) points (x, y in px; z with slice i's centre at i + 0.5)."""
     points, matrix = _array(points_lps_mm, last=3), _array(affine)
-    return np.linalg.solve(matrix[:3, :3], (points - matrix[:3, 3]).T).T + 0.5
+    index = np.linalg.solve(matrix[:3, :3], (points - matrix[:3, 3]).T).T
+    return index_to_px(index)
 
 
 def ras_to_lps_affine(affine_ras: ArrayLike) -> Array:
