@@ -31,5 +31,6 @@ ensure_venv() {
     fi
     echo "Installing lesion-bookmarks$extras (PyTorch alone is about 5 GB; this takes several minutes)"
     "$PYTHON" -m pip install --disable-pip-version-check --quiet -c "$ROOT/constraints.txt" -e "$ROOT$extras"
-    echo "$stamp $extras" >>"$ROOT/.venv/installed"
+    # Extras come with everything the plain install has.
+    printf '%s \n%s\n' "$stamp" "$stamp $extras" >>"$ROOT/.venv/installed"
 }

@@ -168,7 +168,7 @@ def test_categories(images: Path, tmp_path: Path) -> None:
     path = write_categories(tmp_path / "c.parquet", [("a", 2, "liver"), ("b", 0, "lung")])
     categories = read_categories(path)
     value, summary = write([lesion("a"), lesion("b"), lesion("c")], images, categories=categories)
-    assert value["categories"] == ["lung", "category 1", "liver"]
+    assert value["categories"] == ["lung", "category-1", "liver"]
     assert value["training"][0]["label"] == [2, 0]
     assert summary.left_out == {"no category": 1}
 
