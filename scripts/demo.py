@@ -58,6 +58,7 @@ class Stages:
         try:
             self.markers.mkdir(parents=True, exist_ok=True)
             (self.markers / "write-test").touch()
+            (self.markers / "write-test").unlink()
         except OSError as error:
             raise SystemExit(f"{workdir}: cannot write into this folder ({error.strerror})") from error
         known = self.markers / "settings.json"
