@@ -174,10 +174,11 @@ def real(arguments: argparse.Namespace) -> None:
         row("untrained (ImageNet body, random heads)", untrained),
     ]
     counts = {k: len(v) for k, v in json.loads(marks.read_text(encoding="utf-8")).items() if isinstance(v, list)}
+    epochs = REAL_OPTIONS["max_epochs"]
     how = (
-        f"Trained on {counts['training']} official train slices for {REAL_OPTIONS['max_epochs']} epochs with the demo's "
-        f"5 categories; the epoch is chosen on {counts['tuning']} slices of tuning patients. HU are clipped to 0..255 in "
-        "these files and there are no neighbouring slices, so the three input slices are one slice three times."
+        f"Trained on {counts['training']} official train slices for {epochs} epochs with the demo's 5 categories; the "
+        f"epoch is chosen on {counts['tuning']} slices of tuning patients. HU are clipped to 0..255 in these files and "
+        "there are no neighbouring slices, so the three input slices are one slice three times."
     )
     text = facts(trained, arguments, "Real DeepLesion slices, official split", how)
     write_section("real", "Real slices: a CPU schedule", "\n".join([*lines, "", text]))
