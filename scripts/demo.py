@@ -26,7 +26,7 @@ PHANTOM_OPTIONS = {
     "size": 256, "windows_hu": [[-175, 275], [-1350, 150]], "max_epochs": 20, "val_interval": 10, "ema_decay": 0.99,
     "learning_rate": 0.002, "body_learning_rate": 0.001,
 }  # fmt: skip
-REAL_OPTIONS = {"size": 384, "channels": 64, "max_epochs": 5, "val_interval": 1, "ema_decay": 0.995}
+REAL_OPTIONS = {"size": 384, "channels": 64, "max_epochs": 4, "val_interval": 2, "ema_decay": 0.995}
 
 
 def parse() -> argparse.Namespace:
