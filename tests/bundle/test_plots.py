@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from scripts.froc import ImageResult
 from scripts.metrics import compute
-from scripts.plots import FALSE_POSITIVE, HIT, MISS, Panel, overlay, overlay_sheet, plot_accuracy_over_iou, plot_froc
+from scripts.plots import (
+    FALSE_POSITIVE,
+    FINDING,
+    HIT,
+    MISS,
+    Panel,
+    overlay,
+    overlay_sheet,
+    plot_accuracy_over_iou,
+    plot_froc,
+)
 
 BOX, OTHER, FAR = [10.0, 12.0, 30.0, 32.0], [60.0, 60.0, 80.0, 80.0], [100.0, 20.0, 120.0, 40.0]
 
@@ -97,3 +107,18 @@ def test_sheet_has_a_row_for_every_four_slices(tmp_path: Path) -> None:
     assert (tmp_path / "one.png").is_file()
     with pytest.raises(ValueError, match="no slices"):
         overlay_sheet([], tmp_path / "none.png")
+
+
+def test_findings_without_truth_are_not_called_false(tmp_path: Path) -> None:
+    boxes, scores = np.array([[20.0, 20.0, 44.0, 44.0]]), np.array([0.9])
+
+    def has(name: str, colour: str) -> bool:
+        pixels = np.asarray(Image.open(tmp_path / name).convert("RGB"), dtype=np.float64)
+        return bool(np.linalg.norm(pixels - 255 * np.array(to_rgb(colour)), axis=-1).min() < 60)  # lines are smoothed
+
+    for name, truth in (("unknown.png", None), ("none.png", np.empty((0, 4)))):
+        overlay(np.full((64, 64), -100.0), truth, boxes, scores, tmp_path / name)
+    assert has("unknown.png", FINDING)
+    assert not any(has("unknown.png", colour) for colour in (FALSE_POSITIVE, HIT, MISS))
+    assert has("none.png", FALSE_POSITIVE)
+    assert not has("none.png", FINDING)

@@ -164,7 +164,7 @@ class WriteDetections:
         panels = [
             Panel(
                 volume.hu[:, :, i].T,
-                np.empty((0, 4)),
+                None,
                 self.found[i]["box_px"],
                 self.found[i]["score"],
                 f"slice {i + 1} of {len(self.dataset)}",

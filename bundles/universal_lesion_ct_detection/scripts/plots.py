@@ -24,7 +24,7 @@ from matplotlib.patheffects import withStroke
 from scripts.froc import FP_PER_IMAGE, Array, box_iou
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-HIT, MISS, FALSE_POSITIVE = "#2CDB7E", "#FF4D4D", "#FFA62B"
+HIT, MISS, FALSE_POSITIVE, FINDING = "#2CDB7E", "#FF4D4D", "#FFA62B", "#4DB3FF"
 """On grey CT: a found lesion's box and the box that found it, a lesion without a box, a box without a lesion."""
 
 WINDOW_HU = (-160.0, 240.0)
@@ -133,10 +133,10 @@ def _legend(axes: Axes, metrics: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """One slice of an overlay sheet; arguments as in `overlay`."""
+    """One slice of an overlay sheet; arguments as in `overlay`. ``true_boxes_px`` is None where nobody marked it."""
 
     image_hu: npt.NDArray[Any]
-    true_boxes_px: npt.ArrayLike
+    true_boxes_px: npt.ArrayLike | None
     boxes_px: npt.ArrayLike
     scores: npt.ArrayLike
     title: str = ""
@@ -153,7 +153,8 @@ def _draw(axes: Axes, panel: Panel, score_threshold: float, window_hu: tuple[flo
         panel.image_hu, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], interpolation="nearest",
         extent=(0, columns, rows, 0),  # corner px, where imshow's own frame has (0, 0) at the first pixel's centre
     )  # fmt: skip
-    true = np.asarray(panel.true_boxes_px, dtype=np.float64).reshape(-1, 4)
+    known = panel.true_boxes_px is not None
+    true = np.asarray(panel.true_boxes_px if known else [], dtype=np.float64).reshape(-1, 4)
     scores = np.asarray(panel.scores, dtype=np.float64).reshape(-1)
     kept = scores >= score_threshold
     boxes = np.asarray(panel.boxes_px, dtype=np.float64).reshape(-1, 4)[kept]
@@ -178,7 +179,11 @@ def _draw(axes: Axes, panel: Panel, score_threshold: float, window_hu: tuple[flo
         axes.set_title(panel.title, fontsize=7, pad=3)
 
 
-def _key(figure: Figure) -> None:
+def _key(figure: Figure, known: bool) -> None:
+    if not known:
+        handles = [Line2D([], [], color=FINDING, linestyle="-", label="finding (score)")]
+        figure.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=7)
+        return
     handles = [
         Line2D([], [], color=HIT, linestyle="-", label="hit (score)"),
         Line2D([], [], color=HIT, linestyle=":", label="found lesion"),
@@ -190,7 +195,7 @@ def _key(figure: Figure) -> None:
 
 def overlay(
     image_hu: npt.NDArray[Any],
-    true_boxes_px: npt.ArrayLike,
+    true_boxes_px: npt.ArrayLike | None,
     boxes_px: npt.ArrayLike,
     scores: npt.ArrayLike,
     where: str | Path | Axes,
@@ -204,7 +209,7 @@ def overlay(
 
     Args:
         image_hu: (rows, columns) HU: what is displayed, so the transpose of a [C, X, Y] tensor's plane.
-        true_boxes_px: (m, 4) marked lesions, half-open px.
+        true_boxes_px: (m, 4) marked lesions, half-open px; None where they are not known.
         boxes_px: (n, 4) predicted boxes, half-open px.
         scores: (n,) their scores.
         where: picture to write, or axes to draw into.
@@ -249,5 +254,5 @@ def overlay_sheet(
         axes.set_axis_off()
     for axes, panel in zip(grid.ravel(), panels, strict=False):
         _draw(axes, panel, score_threshold, window_hu, iou_threshold)
-    _key(figure)
+    _key(figure, any(panel.true_boxes_px is not None for panel in panels))
     _save(figure, path)
