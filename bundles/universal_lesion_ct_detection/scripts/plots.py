@@ -163,7 +163,7 @@ def _draw(axes: Axes, panel: Panel, score_threshold: float, window_hu: tuple[flo
         found = best >= iou
         _draw_box(axes, box, HIT if found else MISS, ":" if found else "--")
     for box, score, best in zip(boxes, scores[kept], overlap.max(axis=1, initial=0.0), strict=True):
-        colour = HIT if best >= iou else FALSE_POSITIVE
+        colour = FINDING if not known else HIT if best >= iou else FALSE_POSITIVE
         _draw_box(axes, box, colour, "-")
         above = box[1] > 0.06 * rows
         anchor = (float(np.clip(box[0], 0, 0.9 * columns)), float(box[1] if above else box[3]))
