@@ -29,7 +29,7 @@ ensure_venv() {
             return 1
         }
     fi
-    echo "Installing lesion-bookmarks$extras (PyTorch alone is about 5 GB; this takes several minutes)"
+    echo "Installing lesion-bookmarks$extras (about 8 GB on disk with PyTorch; this takes several minutes)"
     "$PYTHON" -m pip install --disable-pip-version-check --quiet -c "$ROOT/constraints.txt" -e "$ROOT$extras"
     # Extras come with everything the plain install has.
     printf '%s \n%s\n' "$stamp" "$stamp $extras" >>"$ROOT/.venv/installed"
