@@ -162,17 +162,11 @@ def real(arguments: argparse.Namespace) -> None:
     options = {**REAL_OPTIONS, "max_minutes": 60}
     shared = {"train": marks, "judge": marks, "images": images, "seed": arguments.seed}
     trained = json.loads((demo / "training/evaluation/validation/metrics.json").read_text(encoding="utf-8"))
+    lines = [HEAD, row(f"**demo: ImageNet weights, {minutes(demo / 'training')} of training**", trained)]
     untrained = arm(stages, home, "untrained", configs=("train", "untrained"), **shared, **options)
+    lines.append(row("untrained (ImageNet body, random heads)", untrained))
     random_weights = arm(stages, home, "random", **shared, **options, pretrained=False)
-    lines = [
-        HEAD,
-        row(f"**demo: ImageNet weights, {minutes(demo / 'training')} of training**", trained),
-        row(
-            f"same recipe, random weights, nothing frozen, {minutes(home / '.stages' / 'random: train')}",
-            random_weights,
-        ),
-        row("untrained (ImageNet body, random heads)", untrained),
-    ]
+    lines.append(row(f"same recipe, random weights, nothing frozen, {minutes(home / 'random')}", random_weights))
     counts = {k: len(v) for k, v in json.loads(marks.read_text(encoding="utf-8")).items() if isinstance(v, list)}
     epochs = REAL_OPTIONS["max_epochs"]
     how = (
