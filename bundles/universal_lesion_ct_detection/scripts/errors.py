@@ -15,12 +15,16 @@ class BundleError(ValueError):
 
 def root_message(error: BaseException | None) -> str | None:
     """The message of the :class:`BundleError` an exception was raised from, or None where there is none."""
+    prefix = f"{BundleError.__module__}.{BundleError.__name__}: "
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
+        # What a DataLoader's worker raises arrives as the text of its traceback, under another type.
+        lines = [line.removeprefix(prefix) for line in str(error).splitlines() if line.startswith(prefix)]
+        if lines:
+            return lines[0]
         if isinstance(error, BundleError):
-            # From a DataLoader's worker the message is the worker's whole traceback; its last line is ours.
-            return str(error).strip().splitlines()[-1].removeprefix(f"{__name__}.BundleError: ")
+            return str(error)
         error = error.__cause__ or error.__context__
     return None
 
