@@ -79,19 +79,30 @@ def _convolution(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.C
     return layer
 
 
-class Float32Conv2d(Conv2dSame):
-    """A strided depthwise convolution that stays float32 under autocast on a CPU.
+class _Float32OnCpu:
+    """Mixed into a depthwise convolution: it stays float32 under autocast on a CPU.
 
-    There its bfloat16 input gradient is a reference loop in PyTorch: three such layers took half of a training step.
+    There its bfloat16 gradients (of the input where it has a stride, of the weights always) are reference loops in
+    PyTorch: three such layers took half of a training step.
     """
 
+    weight: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not x.requires_grad:
-            same: Tensor = super().forward(x)
+        if x.device.type != "cpu" or not (x.requires_grad or self.weight.requires_grad):
+            same: Tensor = super().forward(x)  # type: ignore[misc]
             return same
         with torch.autocast("cpu", enabled=False):
-            out: Tensor = super().forward(x.float())
+            out: Tensor = super().forward(x.float())  # type: ignore[misc]
         return out
+
+
+class Float32Conv2dSame(_Float32OnCpu, Conv2dSame):
+    """timm's padded strided convolution, float32 on a CPU."""
+
+
+class Float32Conv2d(_Float32OnCpu, nn.Conv2d):
+    """PyTorch's convolution, float32 on a CPU."""
 
 
 class PyramidBackbone(nn.Module):
@@ -141,8 +152,12 @@ class PyramidBackbone(nn.Module):
                 if isinstance(child, nn.Conv2d) and child.groups > 1:
                     child.requires_grad_(False)
         for child in body.modules():
-            if isinstance(child, Conv2dSame) and child.groups > 1:
-                child.__class__ = Float32Conv2d  # same weights, same place in the state dict
+            if isinstance(child, nn.Conv2d) and child.groups > 1:
+                # The class is changed in place: same weights, same names in the state dict.
+                if isinstance(child, Conv2dSame):
+                    child.__class__ = Float32Conv2dSame
+                elif child.weight.requires_grad:
+                    child.__class__ = Float32Conv2d
         self.body = body
         self.fpn = FeaturePyramidNetwork(body.feature_info.channels(), out_channels)
         layers: list[nn.Module] = []
