@@ -14,7 +14,7 @@ from typing import Any
 import fire
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_erosion, binary_fill_holes, gaussian_laplace, maximum_filter
+from scipy.ndimage import binary_erosion, binary_fill_holes, gaussian_filter, gaussian_laplace, maximum_filter
 from tqdm import tqdm
 
 from scripts import metrics
@@ -23,61 +23,89 @@ from scripts.evaluation import table, write_json
 from scripts.froc import ImageResult, accuracy_at_iou
 from scripts.transforms import read_slice
 
-SIGMAS = ((2.0, 3.0, 4.0, 6.0), (3.0, 4.5, 6.5), (4.0, 6.0, 9.0, 13.0), (5.0, 7.0))
+SIGMAS = ((2.0, 3.0, 4.0, 6.0), (3.0, 4.5, 6.5), (4.0, 6.0, 9.0))
 POLARITIES = ("bright", "dark", "both")
 BOX_PADDING_PX = 5.5  # boxes are the lesion's extent and this much on every side
-WINDOWS_HU = ((-175.0, 275.0), (-50.0, 150.0))
+WINDOWS_HU = ((-175.0, 275.0), (-50.0, 150.0), (0.0, 110.0))
+EROSIONS_PX = (0, 12)  # of the body, to leave out skin and ribs
+CENTRES_HU = (None, (-20.0, 110.0), (20.0, 80.0))  # what a blob's middle may be: leaves out bone, contrast and air
 
 
-def blobs(
-    image: npt.NDArray[np.float32], sigmas: tuple[float, ...], polarity: str, inside: npt.NDArray[np.bool_], count: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Boxes (n, 4) and scores of the strongest blobs of a [X, Y] slice.
+Blobs = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64], npt.NDArray[np.float64]]
+
+
+def blobs(image: npt.NDArray[np.float32], sigmas: tuple[float, ...], polarity: str) -> Blobs:
+    """All blobs of a [X, Y] slice, strongest first: pixel x and y, scale sigma, score.
 
     A blob of radius r answers most to sigma = r / sqrt(2); the response is normalised by sigma^2.
     """
     responses = np.stack([-gaussian_laplace(image, s) * s * s for s in sigmas])
     responses = {"bright": responses, "dark": -responses, "both": np.abs(responses)}[polarity]
-    peak = (responses == maximum_filter(responses, size=(3, 5, 5))) & inside[None]
-    scale, x, y = np.nonzero(peak)
-    score = responses[scale, x, y]
-    order = np.argsort(-score, kind="stable")[:count]
-    reach = np.asarray(sigmas)[scale[order]] * np.sqrt(2) + BOX_PADDING_PX
-    cx, cy = x[order] + 0.5, y[order] + 0.5
-    boxes = np.stack([cx - reach, cy - reach, cx + reach, cy + reach], axis=1)
-    limits = np.array([*image.shape, *image.shape], dtype=np.float64)
-    return np.clip(boxes, 0, limits), score[order].astype(np.float64)
+    scale, x, y = np.nonzero((responses == maximum_filter(responses, size=(3, 5, 5))) & (responses > 0))
+    score = responses[scale, x, y].astype(np.float64)
+    order = np.argsort(-score, kind="stable")
+    return x[order], y[order], np.asarray(sigmas)[scale[order]], score[order]
 
 
-def results(items: list[dict[str, Any]], images: Path, setting: tuple[Any, ...], count: int) -> list[ImageResult]:
-    """What the filter with a setting (sigmas, polarity, window, eroded px) finds on the items' key slices."""
-    sigmas, polarity, (low, high), erosion = setting
-    found = []
-    for item in items:
-        name = item["image"][len(item["image"]) // 2]
-        hu = read_slice(images / name)
-        body = binary_fill_holes(hu > -300)
-        inside = binary_erosion(body, iterations=erosion) if erosion else body
-        boxes, scores = blobs(np.clip(hu, low, high), sigmas, polarity, inside, count)
-        truth = np.array(item["box"], dtype=np.float64).reshape(-1, 4)
-        found.append(ImageResult(name, str(item["meta"]["patient_id"]), boxes, scores, truth))
-    return found
+def allowed(hu: npt.NDArray[np.float32], erosion: int, centre: tuple[float, float] | None) -> npt.NDArray[np.bool_]:
+    """Where a blob's middle may lie: inside the (eroded) body, and within a range of HU."""
+    inside = binary_fill_holes(hu > -300)
+    if erosion:
+        inside = binary_erosion(inside, iterations=erosion)
+    if centre is not None:
+        smooth = gaussian_filter(hu, 1.5)
+        inside = inside & (smooth > centre[0]) & (smooth < centre[1])
+    return np.asarray(inside, dtype=np.bool_)
+
+
+class Slices:
+    """The key slices of some items, with what is computed once for many settings."""
+
+    def __init__(self, items: list[dict[str, Any]], images: Path) -> None:
+        self.items = items
+        self.names = [item["image"][len(item["image"]) // 2] for item in items]
+        self.hu = [read_slice(images / name) for name in self.names]
+        self.masks = {
+            (erosion, centre): [allowed(hu, erosion, centre) for hu in self.hu]
+            for erosion in EROSIONS_PX
+            for centre in CENTRES_HU
+        }
+
+    def find(self, sigmas: tuple[float, ...], polarity: str, window: tuple[float, float]) -> list[Blobs]:
+        """All blobs of every slice."""
+        return [blobs(np.clip(hu, *window), sigmas, polarity) for hu in self.hu]
+
+    def results(self, found: list[Blobs], where: tuple[Any, Any], count: int) -> list[ImageResult]:
+        """The ``count`` strongest blobs of each slice whose middle is allowed, as boxes."""
+        out = []
+        for item, name, hu, mask, (x, y, sigma, score) in zip(
+            self.items, self.names, self.hu, self.masks[where], found, strict=True
+        ):
+            keep = np.flatnonzero(mask[x, y])[:count]
+            reach, cx, cy = sigma[keep] * np.sqrt(2) + BOX_PADDING_PX, x[keep] + 0.5, y[keep] + 0.5
+            boxes = np.stack([cx - reach, cy - reach, cx + reach, cy + reach], axis=1)
+            boxes = np.clip(boxes, 0, [*hu.shape, *hu.shape])
+            truth = np.array(item["box"], dtype=np.float64).reshape(-1, 4)
+            out.append(ImageResult(name, str(item["meta"]["patient_id"]), boxes, score[keep], truth))
+        return out
 
 
 def main(tuning_datalist: str, truth_datalist: str, images: str, output_dir: str, bootstrap: int = 1000) -> None:
     """Choose the setting with the best accuracy on the tuning patients' marks; score it on the validation section."""
-    tuning = section(tuning_datalist, "tuning", dataset_dir=images)
-    validation = section(truth_datalist, "validation", dataset_dir=images)
-    grid = list(itertools.product(SIGMAS, POLARITIES, WINDOWS_HU, (0, 12)))
-    scored = [
-        (accuracy_at_iou(results(tuning, Path(images), setting, 1), (0.5,))[0.5], setting)
-        for setting in tqdm(grid, unit="setting")
-    ]
-    best, setting = max(scored, key=lambda entry: entry[0])
-    print(f"chosen of {len(grid)} settings: {setting}, accuracy on the tuning marks {best:.3f}")
-    details = metrics.compute(results(validation, Path(images), setting, 50), bootstrap=bootstrap)
+    tuning = Slices(section(tuning_datalist, "tuning", dataset_dir=images), Path(images))
+    scored = []
+    for how in tqdm(list(itertools.product(SIGMAS, POLARITIES, WINDOWS_HU)), unit="setting"):
+        found = tuning.find(*how)
+        for where in tuning.masks:
+            scored.append((accuracy_at_iou(tuning.results(found, where, 1), (0.5,))[0.5], how, where))
+    best, how, where = max(scored, key=lambda entry: entry[0])
+    print(f"chosen of {len(scored)} settings: {how} {where}, accuracy on the tuning marks {best:.3f}")
+    validation = Slices(section(truth_datalist, "validation", dataset_dir=images), Path(images))
+    details = metrics.compute(validation.results(validation.find(*how), where, 50), bootstrap=bootstrap)
     Path(output_dir).mkdir(parents=True, exist_ok=True)
-    write_json(Path(output_dir) / "metrics.json", details | {"setting": str(setting), "settings_tried": len(grid)})
+    write_json(
+        Path(output_dir) / "metrics.json", details | {"setting": f"{how} {where}", "settings_tried": len(scored)}
+    )
     print(table(details))
 
 
