@@ -137,12 +137,22 @@ def test_wrong_arguments_are_told_by_typer(run: Run) -> None:
     assert run("nonsense").returncode == 2
 
 
+def _obey_sigint() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_in_the_middle_of_work(tmp_path: Path) -> None:
     path = tmp_path / "many.csv"
     rows = (f"length,{i % 400} 20 {i % 400 + 30} 20,S/{i % 90}.png" for i in range(200_000))
     path.write_text("\n".join(["form,points_px,image", *rows]))
     command = [sys.executable, "-m", "data_prep", "harvest", str(path), "--out", str(tmp_path / "out"), "--quiet"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A shell starts its background jobs with SIGINT ignored, and children inherit that: tests may run in such a job.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_obey_sigint,
+    )
     while process.poll() is None and not (tmp_path / "out" / ".harvest-work").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
