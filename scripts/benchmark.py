@@ -162,11 +162,6 @@ def real(arguments: argparse.Namespace) -> None:
     options = {**REAL_OPTIONS, "max_minutes": 60}
     shared = {"train": marks, "judge": marks, "images": images, "seed": arguments.seed}
     trained = json.loads((demo / "training/evaluation/validation/metrics.json").read_text(encoding="utf-8"))
-    lines = [HEAD, row(f"**demo: ImageNet weights, {minutes(demo / 'training')} of training**", trained)]
-    untrained = arm(stages, home, "untrained", configs=("train", "untrained"), **shared, **options)
-    lines.append(row("untrained (ImageNet body, random heads)", untrained))
-    random_weights = arm(stages, home, "random", **shared, **options, pretrained=False)
-    lines.append(row(f"same recipe, random weights, nothing frozen, {minutes(home / 'random')}", random_weights))
     counts = {k: len(v) for k, v in json.loads(marks.read_text(encoding="utf-8")).items() if isinstance(v, list)}
     epochs = REAL_OPTIONS["max_epochs"]
     how = (
@@ -175,7 +170,17 @@ def real(arguments: argparse.Namespace) -> None:
         "there are no neighbouring slices, so the three input slices are one slice three times."
     )
     text = facts(trained, arguments, "Real DeepLesion slices, official split", how)
-    write_section("real", "Real slices: a CPU schedule", "\n".join([*lines, "", text]))
+    lines = [HEAD, row(f"**demo: ImageNet weights, {minutes(demo / 'training')} of training**", trained)]
+
+    def write(name: str, metrics: Mapping[str, Any]) -> None:
+        # After every arm, so that a killed benchmark leaves what it has measured.
+        lines.append(row(name, metrics))
+        write_section("real", "Real slices: a CPU schedule", "\n".join([*lines, "", text]))
+
+    untrained = arm(stages, home, "untrained", configs=("train", "untrained"), **shared, **options)
+    write("untrained (ImageNet body, random heads)", untrained)
+    random_weights = arm(stages, home, "random", **shared, **options, pretrained=False)
+    write(f"same recipe, random weights, nothing frozen, {minutes(home / 'random')}", random_weights)
 
 
 def minutes(output: Path) -> str:
