@@ -44,7 +44,7 @@ def shuffled_boxes(datalist: Path, target: Path, seed: int) -> None:
 
 def arm(
     stages: Stages, work: Path, name: str, *, train: Path, judge: Path, images: Path, seed: int,
-    configs: tuple[str, ...] = ("train",), **options: object,
+    configs: tuple[str, ...] = ("train",), section: str = "validation", **options: object,
 ) -> dict[str, Any]:  # fmt: skip
     """Train (or only write untrained weights) and evaluate once; returns metrics.json."""
     output = work / name
@@ -53,8 +53,16 @@ def arm(
         "tracking_uri": f"sqlite:///{work / 'mlruns.db'}",
     }  # fmt: skip
     stages.run(f"{name}: train", lambda: bundle(*configs, datalist=train, **common, **options))
-    stages.run(f"{name}: evaluate", lambda: bundle("train", "evaluate", datalist=judge, **common))
-    return json.loads((output / "evaluation" / "validation" / "metrics.json").read_text(encoding="utf-8"))
+    return evaluated(stages, output, name, judge, section, **common)
+
+
+def evaluated(stages: Stages, output: Path, name: str, judge: Path, section: str, **common: object) -> dict[str, Any]:
+    """Evaluate the weights of a folder on a section; returns metrics.json."""
+    stages.run(
+        f"{name}: evaluate on {section}",
+        lambda: bundle("train", "evaluate", datalist=judge, section=section, **{"output_dir": output, **common}),
+    )
+    return json.loads((output / "evaluation" / section / "metrics.json").read_text(encoding="utf-8"))
 
 
 def machine() -> str:
@@ -113,7 +121,7 @@ NOTES = (
 def facts(metrics: Mapping[str, Any], arguments: argparse.Namespace, data: str, how: str) -> str:
     """What stands beside every table."""
     return (
-        f"{data}: {metrics['images']} validation slices, {metrics['lesions']} lesions, {metrics['patients']} patients. "
+        f"{data}: {metrics['images']} slices, {metrics['lesions']} lesions, {metrics['patients']} patients. "
         f"{how} Seed {arguments.seed}. Machine: {machine()}. "
         f"Command: `python scripts/benchmark.py {arguments.what} ...`, {datetime.date.today().isoformat()}.\n\n{NOTES}"
     )
@@ -131,14 +139,20 @@ def phantom(arguments: argparse.Namespace) -> None:
         demo / "datalist.json",
     )
     options = {**PHANTOM_OPTIONS}
-    shared = {"judge": truth, "images": images, "seed": arguments.seed}
+    # The phantom and its recipe were made while looking at the validation patients, so the test patients judge here.
+    shared = {"judge": truth, "images": images, "seed": arguments.seed, "section": "test"}
     shuffled = home / "shuffled.json"
     stages.run("shuffle", lambda: shuffled_boxes(marks, shuffled, arguments.seed))
-    trained = json.loads((demo / "training/evaluation/validation/metrics.json").read_text(encoding="utf-8"))
+    trained = evaluated(
+        stages, demo / "training", "demo", truth, "test", dataset_dir=images, seed=arguments.seed,
+        tracking_uri=f"sqlite:///{demo / 'mlruns.db'}",
+    )  # fmt: skip
     untrained = arm(stages, home, "untrained", train=marks, configs=("train", "untrained"), **shared, **options)
     wrong = arm(stages, home, "shuffled boxes", train=shuffled, **shared, **options)
     blob = home / "blob filter"
-    stages.run("blob filter", lambda: command("-m", "scripts.blob_filter", marks, truth, images, blob, cwd=BUNDLE))
+    stages.run(
+        "blob filter", lambda: command("-m", "scripts.blob_filter", marks, truth, images, blob, "test", cwd=BUNDLE)
+    )
     lines = [
         HEAD,
         row("**demo: trained on the bookmarks**", trained),
@@ -146,7 +160,7 @@ def phantom(arguments: argparse.Namespace) -> None:
         row("trained on shuffled boxes", wrong),
         row("tuned Laplacian-of-Gaussian filter", json.loads((blob / "metrics.json").read_text(encoding="utf-8"))),
     ]
-    data = "Phantom hospital, held-out patients, judged by the full truth (marked and unmarked)"
+    data = "Phantom hospital, test patients, judged by the full truth (marked and unmarked lesions)"
     text = facts(trained, arguments, data, "About half of the lesions on a training slice carry no bookmark.")
     write_section("phantom", "Phantom: the demo's detector and what it must beat", "\n".join([*lines, "", text]))
 
@@ -169,7 +183,7 @@ def real(arguments: argparse.Namespace) -> None:
         f"epoch is chosen on {counts['tuning']} slices of tuning patients. HU are clipped to 0..255 in these files and "
         "there are no neighbouring slices, so the three input slices are one slice three times."
     )
-    text = facts(trained, arguments, "Real DeepLesion slices, official split", how)
+    text = facts(trained, arguments, "Real DeepLesion slices, official validation split", how)
     lines = [HEAD, row(f"**demo: ImageNet weights, {minutes(demo / 'training')} of training**", trained)]
 
     def write(name: str, metrics: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """A baseline without learning: a multi-scale Laplacian of Gaussian (Lindeberg 1998), tuned on the tuning patients.
 
-    python -m scripts.blob_filter TUNING_DATALIST TRUTH_DATALIST IMAGES OUTPUT_DIR
+    python -m scripts.blob_filter TUNING_DATALIST TRUTH_DATALIST IMAGES OUTPUT_DIR [SECTION]
 
 What a detector must beat to have learnt more than "round and different from its surroundings".
 """
@@ -90,8 +90,15 @@ class Slices:
         return out
 
 
-def main(tuning_datalist: str, truth_datalist: str, images: str, output_dir: str, bootstrap: int = 1000) -> None:
-    """Choose the setting with the best accuracy on the tuning patients' marks; score it on the validation section."""
+def main(
+    tuning_datalist: str,
+    truth_datalist: str,
+    images: str,
+    output_dir: str,
+    judged: str = "validation",
+    bootstrap: int = 1000,
+) -> None:
+    """Choose the setting with the best accuracy on the tuning patients' marks; score it on the section ``judged``."""
     tuning = Slices(section(tuning_datalist, "tuning", dataset_dir=images), Path(images))
     scored = []
     for how in tqdm(list(itertools.product(SIGMAS, POLARITIES, WINDOWS_HU)), unit="setting"):
@@ -100,8 +107,8 @@ def main(tuning_datalist: str, truth_datalist: str, images: str, output_dir: str
             scored.append((accuracy_at_iou(tuning.results(found, where, 1), (0.5,))[0.5], how, where))
     best, how, where = max(scored, key=lambda entry: entry[0])
     print(f"chosen of {len(scored)} settings: {how} {where}, accuracy on the tuning marks {best:.3f}")
-    validation = Slices(section(truth_datalist, "validation", dataset_dir=images), Path(images))
-    details = metrics.compute(validation.results(validation.find(*how), where, 50), bootstrap=bootstrap)
+    kept_back = Slices(section(truth_datalist, judged, dataset_dir=images), Path(images))
+    details = metrics.compute(kept_back.results(kept_back.find(*how), where, 50), bootstrap=bootstrap)
     Path(output_dir).mkdir(parents=True, exist_ok=True)
     write_json(
         Path(output_dir) / "metrics.json", details | {"setting": f"{how} {where}", "settings_tried": len(scored)}
