@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,15 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from scripts.atomic import atomic_path
 from scripts.contract import InputContract, make
 from scripts.errors import BundleError
 
 
 def save(path: str | PathLike[str], content: dict[str, Any]) -> None:
     """``torch.save`` to a temporary file beside ``path``, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
 
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:

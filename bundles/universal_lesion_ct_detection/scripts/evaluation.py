@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,6 +14,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from scripts import metrics as lesion_metrics
+from scripts.atomic import atomic_path
 from scripts.checkpoint import save_model
 from scripts.contract import InputContract
 from scripts.device import autocast_dtype, choose
@@ -30,7 +29,6 @@ class DetectStep:
     Args:
         detector: :class:`scripts.detector.LesionDetector`.
         device, amp: as in :class:`scripts.training.TrainStep`.
-        flip_average: also look at the left-right mirrored slice and merge both by NMS.
     """
 
     def __init__(self, detector: nn.Module, device: str | torch.device, amp: bool | str = "auto") -> None:
@@ -245,13 +243,8 @@ class Validate:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; NaN is refused."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def table(details: dict[str, Any]) -> str:

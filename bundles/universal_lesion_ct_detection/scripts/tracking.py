@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.time import get_current_time_millis
 
-from scripts.evaluation import Report
+from scripts.evaluation import Report, write_json
 
 RUN_FILE = "mlflow_run.json"
 
@@ -109,9 +109,7 @@ class Tracker:
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             self.run_id = self.client.create_run(experiment_id, run_name=self.run_name).info.run_id
-            temporary = file.with_suffix(".part")
-            temporary.write_text(json.dumps({"uri": self.uri, "run_id": self.run_id}), encoding="utf-8")
-            temporary.replace(file)
+            write_json(file, {"uri": self.uri, "run_id": self.run_id})
         logged = self.client.get_run(self.run_id).data.params
         new = [Param(self._name(k), str(v)[:6000]) for k, v in self.params.items() if self._name(k) not in logged]
         self.client.log_batch(self.run_id, params=new)
