@@ -10,3 +10,4 @@ from pathlib import Path
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2] / "bundles" / "universal_lesion_ct_detection"
 sys.path.insert(0, str(BUNDLE_ROOT))
+sys.path.insert(1, str(Path(__file__).resolve().parent))  # what the test files share

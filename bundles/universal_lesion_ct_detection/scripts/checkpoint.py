@@ -11,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from scripts import distributed
 from scripts.atomic import atomic_path
 from scripts.contract import InputContract, make
 from scripts.errors import BundleError
@@ -165,6 +166,8 @@ class ResumableState:
         engine.logger.info("going on after epoch %d", content["epoch"])
 
     def store(self, engine: Engine) -> None:
+        if not distributed.is_main():
+            return
         save(
             self.path,
             {

@@ -13,6 +13,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from scripts import distributed
 from scripts import metrics as lesion_metrics
 from scripts.atomic import atomic_path
 from scripts.checkpoint import save_model
@@ -101,6 +102,10 @@ class DetectionMetrics:
             self.metric.add(image_result(item))
 
     def _finish(self, engine: Engine) -> None:
+        results = distributed.gather(self.metric.results)
+        self.metric.reset()
+        for result in results:
+            self.metric.add(result)
         details = self.metric.compute()
         engine.state.metrics = lesion_metrics.scalars(details)
         self.details = details
@@ -136,7 +141,8 @@ class Report:
         return [self.output_dir / name for name in names if (self.output_dir / name).is_file()]
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.COMPLETED, self)
+        if distributed.is_main():
+            engine.add_event_handler(Events.COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         details = self.metrics.details
@@ -212,6 +218,8 @@ class KeepBest:
         if self.state.best is not None and value <= self.state.best:
             return
         self.state.best = value
+        if not distributed.is_main():
+            return
         threshold = self.metrics.details["score_at_fp_per_image"].get(self.fp_per_image)
         save_model(
             self.path,
@@ -225,10 +233,16 @@ class KeepBest:
 
 
 class Validate:
-    """Run the evaluator every ``interval`` epochs and after the last, on the averaged weights."""
+    """Run the evaluator every ``interval`` epochs and after the last, on the averaged weights.
 
-    def __init__(self, evaluator: Engine, interval: int) -> None:
-        self.evaluator, self.interval = evaluator, interval
+    Args:
+        evaluator: of the tuning patients.
+        interval: in epochs.
+        network: the one it evaluates; made the same in all processes before.
+    """
+
+    def __init__(self, evaluator: Engine, interval: int, network: nn.Module) -> None:
+        self.evaluator, self.interval, self.network = evaluator, interval, network
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
@@ -236,6 +250,7 @@ class Validate:
     def __call__(self, engine: Engine) -> None:
         last = engine.state.epoch == engine.state.max_epochs or engine.should_terminate
         if engine.state.epoch % self.interval == 0 or last:
+            distributed.same_weights(self.network)
             self.evaluator.state.epoch = 0
             self.evaluator.state.training_epoch = engine.state.epoch  # type: ignore[attr-defined]
             self.evaluator.run()

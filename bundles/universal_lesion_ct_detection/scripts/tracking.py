@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.time import get_current_time_millis
 
+from scripts import distributed
 from scripts.evaluation import Report, write_json
 
 RUN_FILE = "mlflow_run.json"
@@ -83,6 +84,8 @@ class Tracker:
         self.run_id = ""
 
     def attach(self, engine: Engine) -> None:
+        if not distributed.is_main():
+            return
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.COMPLETED, self.complete)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.fail)
@@ -159,6 +162,8 @@ class LogTraining:
         self.count = 0
 
     def attach(self, engine: Engine) -> None:
+        if not distributed.is_main():
+            return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
         if self.evaluator is not None:

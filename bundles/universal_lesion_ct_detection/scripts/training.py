@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.engines.trainer import Trainer
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from scripts import distributed
 from scripts.device import autocast_dtype, choose
 
 
@@ -92,6 +94,8 @@ class TrainStep:
         self.device = choose(device)
         self.dtype = autocast_dtype(amp, self.device)
         self.clip = clip
+        inner: Any = getattr(detector, "module", detector)  # inside DistributedDataParallel
+        self.network: nn.Module = inner.network
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # GroupNorm and depthwise convolutions are far faster this way round on CPU and GPU alike.
         detector.to(memory_format=torch.channels_last)
@@ -116,7 +120,7 @@ class TrainStep:
         torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.scheduler.step()
-        self.average.update_parameters(self.detector.network)  # type: ignore[arg-type]
+        self.average.update_parameters(self.network)
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
 
 
@@ -132,7 +136,10 @@ class SeedEpochs:
         engine.add_event_handler(Events.DATALOADER_STOP_ITERATION, self)
 
     def __call__(self, engine: Engine) -> None:
-        seed = self.seed * 100_003 + engine.state.epoch
+        if hasattr(self.loader.sampler, "set_epoch"):
+            self.loader.sampler.set_epoch(engine.state.epoch)
+        # Each process augments in its own way.
+        seed = self.seed * 100_003 + engine.state.epoch + 7_919 * idist.get_rank()
         torch.manual_seed(seed)
         if self.loader.generator is not None:
             self.loader.generator.manual_seed(seed)
@@ -162,7 +169,7 @@ class TimeBudget:
         self.started = time.monotonic()
 
     def __call__(self, engine: Engine) -> None:
-        if self.minutes is not None and self.used > 60 * self.minutes:
+        if self.minutes is not None and distributed.agree(self.used > 60 * self.minutes):
             engine.logger.warning("the time budget of %g minutes is used up; stopping here", self.minutes)
             engine.terminate()
 
@@ -171,6 +178,8 @@ class Progress:
     """A progress bar an epoch, with the running loss."""
 
     def attach(self, engine: Engine) -> None:
+        if not distributed.is_main():
+            return
         ProgressBar(persist=False, desc="training" if isinstance(engine, Trainer) else "detecting").attach(
             engine, output_transform=lambda out: {"loss": out["loss"]} if isinstance(out, dict) else {}
         )
