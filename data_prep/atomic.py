@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ def write_text(target: str | os.PathLike[str], text: str, *, mode: int = 0o644) 
 def write_json(target: str | os.PathLike[str], value: Any, *, indent: int | None = 1) -> None:
     """Write ``value`` as JSON atomically; NaN is refused, because other readers refuse it."""
     write_text(target, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def write_csv(
+    target: str | os.PathLike[str], header: Sequence[str], rows: Iterable[Sequence[object]], *, mode: int = 0o644
+) -> None:
+    """Write a CSV (UTF-8, comma, lines end in ``\\n``) atomically."""
+    with atomic_path(target, mode=mode) as path, path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -49,6 +49,9 @@ POINTS_PER_FORM: dict[str, tuple[int, int | None]] = {
 
 SOURCE_FRAMES = ("declared", "assumed")
 
+MAX_COORDINATE_PX = 1e6
+"""No image is as large; a greater coordinate is damage."""
+
 MAX_POINTS = 100_000
 """More points than any drawn outline has; a larger count is damage."""
 
@@ -65,7 +68,8 @@ class Bookmark:
     ``slice_index`` is 0-based along the grid sorted towards +S; for DeepLesion the number in the file name.
 
     Raises:
-        ValueError: unknown form, source or frame, a wrong number of points, or a coordinate that is not finite.
+        ValueError: unknown form, source or frame, a wrong number of points, or a coordinate that is not finite or
+            greater than :data:`MAX_COORDINATE_PX`.
     """
 
     bookmark_id: str
@@ -124,9 +128,14 @@ class Bookmark:
             raise ValueError(f"a {self.form} cannot have {len(self.points_px)} coordinates")
         if not all(map(math.isfinite, self.points_px)):
             raise ValueError(f"the coordinates of this {self.form} are not finite numbers")
+        if self.points_px and max(map(abs, self.points_px)) > MAX_COORDINATE_PX:
+            raise ValueError(f"a coordinate of this {self.form} lies outside any image")
         box = self.stated_box_px
         if box is not None and not (
-            len(box) == 4 and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+            len(box) == 4
+            and all(-MAX_COORDINATE_PX <= value <= MAX_COORDINATE_PX for value in box)  # so not NaN either
+            and box[0] < box[2]
+            and box[1] < box[3]
         ):
             raise ValueError(f"the stated box {box} is not a box")
 

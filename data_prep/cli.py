@@ -19,6 +19,15 @@ app = typer.Typer(
 Out = Annotated[Path, typer.Option("--out", help="Where to write.", show_default=False)]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes to use.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+IndexFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--index",
+        help="File to keep the index of the DICOM images in, so that later commands read only what changed. It holds "
+        "patients' IDs and only you can read it.",
+        show_default=False,
+    ),
+]
 LesionsFile = Annotated[
     Path, typer.Argument(metavar="lesions.parquet", help="The lesions, as `harvest` wrote them.", show_default=False)
 ]
@@ -74,6 +83,7 @@ def harvest(
             show_default=False,
         ),
     ] = None,
+    index: IndexFile = None,
     workers: Workers = 1,
     quiet: Quiet = False,
 ) -> None:
@@ -85,7 +95,7 @@ def harvest(
     from data_prep.errors import DataPrepError
     from data_prep.harvest import harvest as run
 
-    summary = run(sources, out, images=images, workers=workers, progress=not quiet)
+    summary = run(sources, out, images=images, index=index, workers=workers, progress=not quiet)
     for line in summary.lines():
         typer.echo(line)
     if not summary.total_bookmarks:
@@ -117,13 +127,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    index: IndexFile = None,
     workers: Workers = 1,
     quiet: Quiet = False,
 ) -> None:
     """Write an archive as a DeepLesion-format release: DL_info.csv and Images_png, de-identified."""
     from data_prep.archive.export import export as run
 
-    summary = run(lesions, dicom, out, margin_mm=margin_mm, workers=workers, progress=not quiet, key=key)
+    summary = run(lesions, dicom, out, margin_mm=margin_mm, workers=workers, progress=not quiet, key=key, cache=index)
     typer.echo(str(summary))
 
 
@@ -282,5 +293,6 @@ def report(
     """Write findings as DICOM structured reports (TID 1500) that an archive takes back."""
     from data_prep.writers.report import report as run
 
-    count = run(source, dicom, out, progress=not quiet)
+    count = run(source, dicom, out, cache=index, progress=not quiet)
     typer.echo(f"wrote {count:,} reports to {out}")
+    index: IndexFile = None,

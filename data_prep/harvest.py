@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import csv
 import multiprocessing
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.atomic import atomic_path, make_folder
+from data_prep.atomic import make_folder, write_csv
 from data_prep.errors import DataPrepError
-from data_prep.harvest_join import FindImage, Joined, join
+from data_prep.harvest_images import IndexedFolders, exists_below, index_folders
+from data_prep.harvest_join import join
 from data_prep.harvest_parts import PartCounts, SourceFile, find_files, in_parts, part_path, read_part
 from data_prep.readers import Rejection
 
@@ -81,7 +81,13 @@ class HarvestSummary:
 
 
 def harvest(
-    sources: Sequence[Path], out: Path, *, images: Path | None = None, workers: int = 1, progress: bool = True
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    images: Path | None = None,
+    index: Path | None = None,
+    workers: int = 1,
+    progress: bool = True,
 ) -> HarvestSummary:
     """Read every mark in ``sources``.
 
@@ -91,6 +97,7 @@ def harvest(
         images: a folder of PNG slices (``SERIES/NNN.png``) or of DICOM images. A mark keeps its ``image`` only where
             that PNG is there; DICOM images give their marks spacing, size, patient and place in the series. Where it
             is None, paths are kept unchecked and DICOM images that lie among the sources are used.
+        index: a file to keep the index of the DICOM images in; it holds patients' IDs. None: it is not kept.
         workers: processes.
         progress: show progress bars.
 
@@ -102,25 +109,39 @@ def harvest(
     """
     if images is not None and not images.is_dir():
         raise DataPrepError(f"{images}: no such images folder")
+    if index is not None and images is None and len(sources) > 1:
+        raise DataPrepError(f"{index}: an index is of one folder; say with --images which of the sources it is")
     out = make_folder(out)
     files, refused = find_files([Path(source) for source in sources], out)
     if not files and not refused:
         raise DataPrepError(f"{', '.join(map(str, sources))}: no file to read")
     work = make_folder(out / WORK_FOLDER)
     parts = list(in_parts(files))
-    counts = _read_all(parts, work, workers, progress)
-    parquet = [part_path(part, work).with_suffix(".parquet") for part in parts]
-    find_image = _find_image(parquet, sources, images, counts, work, workers, progress)
+    read = [part_path(part, work).with_suffix(".parquet") for part in parts]
+    counts = _read_all(parts, work, workers, progress, partial(read_part, deferring=True))
+    if images is not None:
+        folders = [images]
+    else:
+        folders = [Path(source) for source in sources if Path(source).is_dir()] if counts.dicom_images else []
+    indexed = _look_for_images(folders, read, counts, index, work, workers, progress)
+    # Files whose marks lie on images in ways that only the images tell are read now that these are known.
+    deferred = set(counts.deferred)
+    later = list(in_parts([file for file in files if file.name in deferred]))
+    if later:
+        counts.add(_read_all(later, work, workers, progress, partial(read_part, images=indexed)))
+        read += [part_path(part, work, images=indexed, deferring=False).with_suffix(".parquet") for part in later]
+    found = None if indexed is None else indexed.open()
     with tqdm(total=counts.bookmarks, desc="merging marks", unit="mark", disable=not progress) as bar:
         joined = join(
-            parquet,
+            read,
             out,
             work,
-            image_exists=None if images is None else _exists_below(images),
-            find_image=find_image,
+            image_exists=None if images is None else exists_below(images),
+            find_image=None if found is None else found.find,
             on_progress=bar.update,
         )
-    rejected = _write_rejected(refused, parts, work, joined, out / "rejected.csv")
+    rejections = refused + joined.rejections + ([] if found is None else found.damaged())
+    rejected = _write_rejected(rejections, read, out / "rejected.csv")
     shutil.rmtree(work, ignore_errors=True)
     return HarvestSummary(
         files=counts.files,
@@ -138,7 +159,9 @@ def harvest(
     )
 
 
-def _read_all(parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, progress: bool) -> PartCounts:
+def _read_all(
+    parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, progress: bool, read: Callable[..., PartCounts]
+) -> PartCounts:
     total = PartCounts()
     bar = tqdm(total=sum(map(len, parts)), desc="reading files", unit="file", disable=not progress)
     with bar:
@@ -150,14 +173,16 @@ def _read_all(parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, p
 
         if workers <= 1 or len(parts) == 1:
             for part in parts:
-                done(read_part(part, work, lambda marks: bar.set_postfix(marks=total.bookmarks + marks)))
+                done(read(part, work, lambda marks: bar.set_postfix(marks=total.bookmarks + marks)))
         else:
-            for counts in _in_processes(parts, work, workers):
+            for counts in _in_processes(parts, work, workers, read):
                 done(counts)
     return total
 
 
-def _in_processes(parts: Sequence[Sequence[SourceFile]], work: Path, workers: int) -> Iterator[PartCounts]:
+def _in_processes(
+    parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, read: Callable[..., PartCounts]
+) -> Iterator[PartCounts]:
     # Spawned, not forked: the parent holds threads and locks of Arrow.
     context = multiprocessing.get_context("spawn")
     queue = iter(parts)
@@ -167,7 +192,7 @@ def _in_processes(parts: Sequence[Sequence[SourceFile]], work: Path, workers: in
             while True:
                 # A few in hand for each worker: the list of files may be very long.
                 for part in queue:
-                    running.add(pool.submit(read_part, part, work))
+                    running.add(pool.submit(read, part, work))
                     if len(running) >= 4 * workers:
                         break
                 if not running:
@@ -181,70 +206,33 @@ def _in_processes(parts: Sequence[Sequence[SourceFile]], work: Path, workers: in
         ) from error
 
 
-def _find_image(
+def _look_for_images(
+    folders: Sequence[Path],
     parts: Sequence[Path],
-    sources: Sequence[Path],
-    images: Path | None,
     counts: PartCounts,
+    index: Path | None,
     work: Path,
     workers: int,
     progress: bool,
-) -> FindImage | None:
-    """How to look up a DICOM image; None where no mark refers to one or there is no folder to look in."""
-    if images is not None:
-        folders = [images]
-    else:
-        folders = [Path(source) for source in sources if Path(source).is_dir()] if counts.dicom_images else []
-    if not folders or not any(pc.any(pc.is_valid(pq.read_table(p, columns=["image_uid"])[0])).as_py() for p in parts):
+) -> IndexedFolders | None:
+    """The DICOM images below the folders; None where no mark refers to one or there is no folder to look in."""
+    if not folders or not (counts.deferred or any(_names_images(part) for part in parts)):
         return None
-    from data_prep.archive.index import ImageIndex, ImageRecord
-
-    indices = [
-        ImageIndex.build(folder, cache=work / f"images-{number}.parquet", workers=workers, progress=progress)
-        for number, folder in enumerate(folders)
-    ]
-
-    def find(sop_instance_uid: str, frame_number: int | None) -> ImageRecord | None:
-        for index in indices:
-            record = index.find(sop_instance_uid, frame_number)
-            if record is not None:
-                return record
-        return None
-
-    return find
+    kept = [index] if index is not None else [work / f"images-{number}.parquet" for number in range(len(folders))]
+    return index_folders(list(zip(folders, kept, strict=True)), workers=workers, progress=progress)
 
 
-def _exists_below(images: Path) -> Callable[[str], bool]:
-    """Whether a path is a file below ``images``; folders are listed: a million single questions are slow."""
-    series = frozenset(entry.name for entry in images.iterdir())
-
-    @lru_cache(maxsize=256)  # marks come ordered by series
-    def names(folder: str) -> frozenset[str]:
-        try:
-            with os.scandir(images / folder) as entries:
-                return frozenset(entry.name for entry in entries if entry.is_file())
-        except OSError:
-            return frozenset()
-
-    def exists(image: str) -> bool:
-        folder, _, name = image.rpartition("/")
-        first = image.partition("/")[0]
-        return first in series and ".." not in folder.split("/") and name in names(folder)
-
-    return exists
+def _names_images(part: Path) -> bool:
+    return bool(pc.any(pc.is_valid(pq.read_table(part, columns=["image_uid"])[0])).as_py())
 
 
-def _write_rejected(
-    refused: Sequence[Rejection], parts: Sequence[Sequence[SourceFile]], work: Path, joined: Joined, path: Path
-) -> int:
-    rows = [(rejection.source_file, rejection.row, rejection.reason) for rejection in refused]
+def _write_rejected(rejections: Sequence[Rejection], parts: Sequence[Path], path: Path) -> int:
+    rows: list[tuple[str, str, str]] = []
     for part in parts:
-        with part_path(part, work).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        with part.with_suffix(".csv").open(newline="", encoding="utf-8") as file:
             rows += [(source, row, reason) for source, row, reason in csv.reader(file)]
-    rows += [(rejection.source_file, rejection.row, rejection.reason) for rejection in joined.rejections]
+    whole = {source for source, row, _ in rows if not row}  # refused as a mark and as an image: told once
+    rows += [(r.source_file, r.row, r.reason) for r in rejections if r.row or r.source_file not in whole]
     rows.sort(key=lambda row: row[0])  # stable: within a file the order in which it was read
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("source_file", "row", "reason"))
-        writer.writerows(rows)
+    write_csv(path, ("source_file", "row", "reason"), rows)
     return len(rows)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,9 @@ FindImage = Callable[[str, int | None], "ImageRecord | None"]
 
 BUCKET_ROWS = 20_000
 _MOST_BUCKETS = 200  # files open at a time
+
+# Hardly a value comes twice within a column of a row group, so dictionaries would cost time and space.
+_STORED = {"compression": "zstd", "use_dictionary": False}
 
 _WHO = ("patient_id", "study_uid", "series_uid", "image_uid", "source_file")
 _WHERE = ("image_uid", "frame_number", "series_uid", "slice_index", "image")
@@ -106,15 +109,23 @@ def join(
     with (
         atomic_path(out / "bookmarks.parquet") as bookmarks_path,
         atomic_path(out / "lesions.parquet") as lesions_path,
-        pq.ParquetWriter(bookmarks_path, BOOKMARK_SCHEMA, compression="zstd") as bookmarks_file,
-        pq.ParquetWriter(lesions_path, LESION_SCHEMA, compression="zstd") as lesions_file,
+        pq.ParquetWriter(bookmarks_path, BOOKMARK_SCHEMA, **_STORED) as bookmarks_file,
+        pq.ParquetWriter(lesions_path, LESION_SCHEMA, **_STORED) as lesions_file,
+        ThreadPoolExecutor(1) as writer,  # Arrow compresses one bucket while Python merges the next
     ):
+        written: list[Future[None]] = []
         for table in _dealt(parts, buckets, work, result):
             marks, lesions = _merge_bucket(table, patients, image_exists, find_image, result)
-            bookmarks_file.write_table(marks)
-            lesions_file.write_table(lesions)
+            for before in written:
+                before.result()
+            written = [
+                writer.submit(bookmarks_file.write_table, marks),
+                writer.submit(lesions_file.write_table, lesions),
+            ]
             seen.update(lesions["patient_id"].unique().to_pylist())
             on_progress(table.num_rows)
+        for last in written:
+            last.result()
     result.patients = len(seen)
     return result
 
@@ -123,11 +134,19 @@ def _scan(parts: Sequence[Path]) -> tuple[pa.Table, pa.Table]:
     """(order key, bookmark_id, source_file) of every row, and the different combinations of who was marked."""
     orders, who = [], []
     names = [*dict.fromkeys(("bookmark_id", "split", *_WHO, *_WHERE))]  # each once
-    for part in parts:
-        table = pq.read_table(part, columns=names)
+    for table in (table for part in parts for table in _some_rows(part, names)):
         orders.append(pa.table({"key": _order_key(table), "id": table["bookmark_id"], "file": table["source_file"]}))
         who.append(_identities(table).append_column("split", table["split"]).group_by([*_WHO, "split"]).aggregate([]))
-    return pa.concat_tables(orders), pa.concat_tables(who)
+    return pa.concat_tables(orders), pa.concat_tables(who).group_by([*_WHO, "split"]).aggregate([])
+
+
+def _some_rows(part: Path, columns: list[str]) -> Iterator[pa.Table]:
+    """A part a bucket's worth of rows at a time, at least once."""
+    file = pq.ParquetFile(part)
+    if not file.metadata.num_rows:
+        yield file.read(columns=columns)
+    for batch in file.iter_batches(batch_size=BUCKET_ROWS, columns=columns):
+        yield pa.Table.from_batches([batch])
 
 
 def _order_key(table: pa.Table, fallback: str = "bookmark_id") -> pa.ChunkedArray:
@@ -151,7 +170,9 @@ def _identities(table: pa.Table) -> pa.Table:
 
 def _patients(who: pa.Table, find_image: FindImage | None) -> Patients:
     patients = Patients()
-    for *identity, split in zip(*(who[name].to_pylist() for name in (*_WHO, "split")), strict=True):
+    batches = (batch.select([*_WHO, "split"]) for batch in who.to_batches(max_chunksize=BUCKET_ROWS))
+    rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    for *identity, split in rows:
         patients.add(identity, split)
         image = find_image(identity[3], None) if find_image is not None and identity[3] else None
         if image is not None:
@@ -224,9 +245,7 @@ def _merge_bucket(
     result: Joined,
 ) -> tuple[pa.Table, pa.Table]:
     """The bookmark and lesion rows of one bucket, complete and in order."""
-    identities = zip(*(column.to_pylist() for column in _identities(table).columns), strict=True)
-    of = cache(patients.of)
-    who = {mark: of(identity) for mark, identity in zip(table["bookmark_id"].to_pylist(), identities, strict=True)}
+    who = _who(table, patients)
     release = is_release_row(table)
     plain = table.filter(release)
     others: list[Bookmark] = []
@@ -249,8 +268,9 @@ def _merge_bucket(
         there = [name for name in table["image"].unique().to_pylist() if name and image_exists(name)]
         marks, lesions = (_keep_images(rows, pa.array(there, pa.string())) for rows in (marks, lesions))
 
-    for mark_source, form in zip(marks["source"].to_pylist(), marks["form"].to_pylist(), strict=True):
-        result.bookmarks[mark_source, form] += 1
+    kinds = marks.group_by(["source", "form"]).aggregate([([], "count_all")])
+    for mark_source, form, count in zip(*(kinds[name].to_pylist() for name in kinds.column_names), strict=True):
+        result.bookmarks[mark_source, form] += count
     result.lesions += lesions.num_rows
     result.with_box += lesions.num_rows - lesions["x0"].null_count
     result.with_image += lesions.num_rows - lesions["image"].null_count
@@ -289,13 +309,28 @@ def _outside(mark: Bookmark) -> bool:
     return frames.clip_box(box, mark.columns, mark.rows) is None
 
 
-def _with_patients(lesions: pa.Table, who: dict[str, tuple[str, str]]) -> pa.Table:
+def _who(table: pa.Table, patients: Patients) -> pa.Table:
+    """``bookmark_id``, ``patient`` and ``split`` of every row; each different identity is looked up once."""
+    identities = _identities(table)
+    names = identities.column_names
+    numbered = identities.append_column("row", pa.array(np.arange(table.num_rows)))
+    groups = numbered.group_by(names).aggregate([("row", "list")])
+    found = list(map(patients.of, zip(*(groups[name].to_pylist() for name in names), strict=True)))
+    rows = pc.list_flatten(groups["row_list"])
+    group_of = pc.list_parent_indices(groups["row_list"])
+    known = pa.table(
+        {
+            "patient": pa.array([patient for patient, _ in found], pa.string()).take(group_of.combine_chunks()),
+            "split": pa.array([split for _, split in found], pa.string()).take(group_of.combine_chunks()),
+        }
+    ).take(pc.sort_indices(rows))
+    return known.add_column(0, "bookmark_id", table["bookmark_id"])
+
+
+def _with_patients(lesions: pa.Table, who: pa.Table) -> pa.Table:
     """Every lesion with its split, and with a patient: where none is stated, the study, series or image stands in."""
-    known = [who[ids[0]] for ids in lesions["bookmark_ids"].to_pylist()]
-    columns = {
-        "patient_id": pc.coalesce(lesions["patient_id"], pa.array([key for key, _ in known], pa.string())),
-        "split": pa.array([split for _, split in known], pa.string()),
-    }
+    known = who.take(pc.index_in(pc.list_element(lesions["bookmark_ids"], 0), who["bookmark_id"].combine_chunks()))
+    columns = {"patient_id": pc.coalesce(lesions["patient_id"], known["patient"]), "split": known["split"]}
     for name, column in columns.items():
         lesions = lesions.set_column(lesions.schema.get_field_index(name), LESION_SCHEMA.field(name), column)
     return lesions

@@ -14,11 +14,12 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import __version__
@@ -26,7 +27,11 @@ from data_prep.atomic import atomic_path, write_json
 from data_prep.bookmark import BOOKMARK_SCHEMA, SCHEMA_VERSION, Bookmark, records_to_table
 from data_prep.errors import DataPrepError
 from data_prep.readers import Rejection
-from data_prep.readers.registry import head_of, recognise
+from data_prep.readers.registry import Reader, ReaderWithImages, head_of, recognise
+
+if TYPE_CHECKING:
+    from data_prep.harvest_images import IndexedFolders
+    from data_prep.readers._planes import ImageLookup
 
 FILES_PER_PART = 64
 BYTES_PER_PART = 64 * 2**20
@@ -55,6 +60,7 @@ class PartCounts:
     dicom_images: int = 0
     bookmarks: int = 0
     rejected: int = 0
+    deferred: list[str] = field(default_factory=list)  # files to read again once the images are known
 
     def add(self, other: PartCounts) -> None:
         """Sum up."""
@@ -67,6 +73,11 @@ class _ImageFile:
     """A file that is an image, not a mark."""
 
     dicom: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Deferred:
+    """A file that is to be read again once the images are known."""
 
 
 def find_files(sources: Sequence[Path], leave_out: Path) -> tuple[list[SourceFile], list[Rejection]]:
@@ -120,14 +131,22 @@ def in_parts(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
         yield part
 
 
-def part_path(files: Sequence[SourceFile], work: Path) -> Path:
-    """Where the part of these files lies (without suffix)."""
-    state = json.dumps([SCHEMA_VERSION, __version__, [[file.name, file.size, file.mtime_ns] for file in files]])
+def part_path(
+    files: Sequence[SourceFile], work: Path, *, images: IndexedFolders | None = None, deferring: bool = True
+) -> Path:
+    """Where the part of these files, read in this way, lies (without suffix)."""
+    how = [deferring, None if images is None else images.fingerprint]
+    state = json.dumps([SCHEMA_VERSION, __version__, how, [[file.name, file.size, file.mtime_ns] for file in files]])
     return work / hashlib.sha256(state.encode()).hexdigest()[:32]
 
 
 def read_part(
-    files: Sequence[SourceFile], work: Path, on_progress: Callable[[int], object] | None = None
+    files: Sequence[SourceFile],
+    work: Path,
+    on_progress: Callable[[int], object] | None = None,
+    *,
+    images: IndexedFolders | None = None,
+    deferring: bool = False,
 ) -> PartCounts:
     """Read files into a part (``.parquet`` bookmarks, ``.csv`` rejections, ``.json`` counts), unless it is there.
 
@@ -135,11 +154,13 @@ def read_part(
         files: from :func:`in_parts`.
         work: the work folder.
         on_progress: called with the number of marks read so far, now and then.
+        images: the images that marks in millimetres are placed on; None: there are none.
+        deferring: leave files whose marks depend on the images for later, and name them in ``deferred``.
 
     Raises:
         DataPrepError: the part cannot be written.
     """
-    path = part_path(files, work)
+    path = part_path(files, work, images=images, deferring=deferring)
     done = path.with_suffix(".json")
     try:
         return PartCounts(**json.loads(done.read_text(encoding="utf-8")))
@@ -149,7 +170,7 @@ def read_part(
     with (
         atomic_path(path.with_suffix(".parquet")) as parquet,
         atomic_path(path.with_suffix(".csv")) as rejections,
-        pq.ParquetWriter(parquet, BOOKMARK_SCHEMA, compression="lz4") as writer,
+        pq.ParquetWriter(parquet, BOOKMARK_SCHEMA, compression="lz4", use_dictionary=False) as writer,
         rejections.open("w", newline="", encoding="utf-8") as text,
         warnings.catch_warnings(),
     ):
@@ -157,7 +178,7 @@ def read_part(
         refused = csv.writer(text)
         batch: list[tuple[str, Bookmark]] = []
         for file in files:
-            for found in read_file(Path(file.name)):
+            for found in read_file(Path(file.name), None if images is None else images.open(), deferring):
                 if isinstance(found, Bookmark):
                     batch.append((file.name, found))
                     if len(batch) >= _BATCH:
@@ -165,9 +186,19 @@ def read_part(
                         batch.clear()
                         if on_progress is not None:
                             on_progress(counts.bookmarks)
+                elif isinstance(found, pa.Table):
+                    _write_batch(batch, writer, refused, counts)  # what came before it
+                    batch.clear()
+                    writer.write_table(_with_file(found, file.name))
+                    counts.bookmarks += found.num_rows
+                    if on_progress is not None:
+                        on_progress(counts.bookmarks)
                 elif isinstance(found, Rejection):
                     counts.rejected += 1
                     refused.writerow((file.name, _one_line(found.row), _one_line(found.reason)))
+                elif isinstance(found, _Deferred):
+                    counts.files -= 1
+                    counts.deferred.append(file.name)
                 else:
                     counts.images += 1
                     counts.dicom_images += found.dicom
@@ -176,8 +207,10 @@ def read_part(
     return counts
 
 
-def read_file(path: Path) -> Iterator[Bookmark | Rejection | _ImageFile]:
-    """Every mark of one file, or why there is none; never raises."""
+def read_file(
+    path: Path, images: ImageLookup | None = None, deferring: bool = False
+) -> Iterator[Bookmark | pa.Table | Rejection | _ImageFile | _Deferred]:
+    """Every mark of one file (some readers give them as tables), or why there is none; never raises."""
     try:
         head = head_of(path)
         if not head:
@@ -188,7 +221,7 @@ def read_file(path: Path) -> Iterator[Bookmark | Rejection | _ImageFile]:
             yield _not_a_mark(head, path)
             return
         empty = True
-        for found in module.read(path):
+        for found in _read_with_images(module, path, images, deferring):
             empty = False
             yield found
         if empty:
@@ -200,6 +233,19 @@ def read_file(path: Path) -> Iterator[Bookmark | Rejection | _ImageFile]:
         # a name from the file, so only its type is told; the rest is for whoever switches debugging on.
         log.debug("%s", path, exc_info=True)
         yield Rejection("", "", f"damaged, or of a kind that is not understood ({type(error).__name__})")
+
+
+def _read_with_images(
+    module: Reader, path: Path, images: ImageLookup | None, deferring: bool
+) -> Iterator[Bookmark | pa.Table | Rejection | _Deferred]:
+    if not getattr(module, "USES_IMAGES", False):
+        yield from getattr(module, "read_tables", module.read)(path)
+        return
+    found = list(cast(ReaderWithImages, module).read(path, images))
+    if deferring and any(isinstance(mark, Rejection) or mark.source_frame == "assumed" for mark in found):
+        yield _Deferred()
+    else:
+        yield from found
 
 
 def _not_a_mark(head: bytes, path: Path) -> Rejection | _ImageFile:
@@ -251,6 +297,18 @@ def _table(batch: Sequence[tuple[str, Bookmark]]) -> pa.Table:
             columns[name] = pa.array([value or None for value in values], pa.string())
     for name, column in columns.items():
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
+    return table
+
+
+def _with_file(table: pa.Table, name: str) -> pa.Table:
+    """A table of bookmarks with their file; as :func:`_table` does it."""
+    columns = {"source_file": pa.repeat(name, table.num_rows)}
+    for identifier in _IDENTIFIERS:
+        column = table[identifier]
+        columns[identifier] = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+    for identifier, column in columns.items():
+        place = table.schema.get_field_index(identifier)
+        table = table.set_column(place, table.schema.field(place), column)
     return table
 
 

@@ -89,7 +89,7 @@ def _notes(steps: Array, axes: Array, stated: list[str | None]) -> list[str | No
     with np.errstate(invalid="ignore", divide="ignore"):
         cosine = np.abs((axes[:, 0] * axes[:, 1]).sum(axis=1)) / (long_px * short_px)
     straight = cosine < np.sin(np.radians(RIGHT_ANGLE_TOLERANCE_DEG)) - 1e-6  # False for NaN too
-    clearly = straight & (short_px < long_px) & _clearly_cross(steps)
+    clearly = straight & (short_px < long_px * 1.0009) & _clearly_cross(steps)
     notes = list(stated)
     for i in np.flatnonzero(~clearly):
         found = [*odd_pair(steps[i]), *filter(None, [stated[i]])]

@@ -4,218 +4,42 @@
                                                         one trained on shuffled boxes, by the phantom's full truth
     python scripts/benchmark.py real WORK CSV IMAGES    the demo's detector on the official validation slices, beside
                                                         the same recipe without ImageNet weights and an untrained one
+    python scripts/benchmark.py harvest WORK            how fast marks are harvested, in how much memory
 
-Each arm is a stage of its own: kill it, start it again, it goes on. Every figure is written beside its machine, data
+Each step is a stage of its own: kill it, start it again, it goes on. Every figure is written beside its machine, data
 and seed. Run it on an otherwise idle machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
-import random
-import re
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from demo import BUNDLE, PHANTOM_OPTIONS, REAL_OPTIONS, ROOT, Stages, bundle, command
+from benchmarks import harvest, trained_detector
+from benchmarks.results import RESULTS
 
-RESULTS = ROOT / "docs" / "results.md"
-
-
-def shuffled_boxes(datalist: Path, target: Path, seed: int) -> None:
-    """The datalist with its boxes dealt anew over the training and tuning slices: everything right but the places."""
-    content = json.loads(datalist.read_text(encoding="utf-8"))
-    generator = random.Random(seed)
-    for section in ("training", "tuning"):
-        items = content[section]
-        boxes = [box for item in items for box in item["box"]]
-        generator.shuffle(boxes)
-        for item in items:
-            item["box"] = [boxes.pop() for _ in item["box"]]
-    target.write_text(json.dumps(content), encoding="utf-8")
-
-
-def arm(
-    stages: Stages, work: Path, name: str, *, train: Path, judge: Path, images: Path, seed: int,
-    configs: tuple[str, ...] = ("train",), section: str = "validation", **options: object,
-) -> dict[str, Any]:  # fmt: skip
-    """Train (or only write untrained weights) and evaluate once; returns metrics.json."""
-    output = work / name
-    common = {
-        "dataset_dir": images, "output_dir": output, "seed": seed, "run_name": name,
-        "tracking_uri": f"sqlite:///{work / 'mlruns.db'}",
-    }  # fmt: skip
-    stages.run(f"{name}: train", lambda: bundle(*configs, datalist=train, **common, **options))
-    return evaluated(stages, output, name, judge, section, **common)
-
-
-def evaluated(stages: Stages, output: Path, name: str, judge: Path, section: str, **common: object) -> dict[str, Any]:
-    """Evaluate the weights of a folder on a section; returns metrics.json."""
-    stages.run(
-        f"{name}: evaluate on {section}",
-        lambda: bundle("train", "evaluate", datalist=judge, section=section, **{"output_dir": output, **common}),
-    )
-    return json.loads((output / "evaluation" / section / "metrics.json").read_text(encoding="utf-8"))
-
-
-def machine() -> str:
-    """The machine in words."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-        model = (found.group(1) if found else model) + (", AMX bfloat16" if "amx_bf16" in flags else "")
-    import torch
-
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    return f"{os.cpu_count()} CPU cores ({model}){gpu}, Python {platform.python_version()}, PyTorch {torch.__version__}"
-
-
-def row(name: str, metrics: Mapping[str, Any]) -> str:
-    """A line of the table: name, sensitivities, their mean, accuracy."""
-
-    def show(figure: Mapping[str, Any], interval: bool = False) -> str:
-        text = f"{figure['value']:.3f}"
-        return (
-            f"{text} ({figure['low']:.3f} to {figure['high']:.3f})" if interval and figure["low"] is not None else text
-        )
-
-    cells = [show(figure) for figure in metrics["froc"].values()]
-    cells += [show(metrics["average_sensitivity"], True), show(metrics["accuracy_at_iou"]["0.5"], True)]
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def write_section(name: str, title: str, text: str) -> None:
-    """Replace one section of docs/results.md, between its two comment lines."""
-    begin, end = f"<!-- {name}: written by scripts/benchmark.py, do not edit -->", f"<!-- end of {name} -->"
-    old = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else "# Results\n"
-    block = f"{begin}\n## {title}\n\n{text}\n{end}"
-    if begin in old:
-        start, stop = old.index(begin), old.index(end) + len(end)
-        new = old[:start] + block + old[stop:]
-    else:
-        new = old.rstrip() + "\n\n" + block + "\n"
-    part = RESULTS.with_suffix(".part")
-    part.write_text(new, encoding="utf-8")
-    part.replace(RESULTS)
-    print(f"wrote the section '{title}' of {RESULTS}")
-
-
-HEAD = (
-    "| | .5 FP | 1 | 2 | 4 | 8 | 16 | mean of .5 to 4 | accuracy at IoU .5 |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-)
-NOTES = (
-    "Sensitivity at false positives per image, IoU at least .5, categories ignored; accuracy: the highest-scoring box "
-    "of a slice hits a lesion. In brackets 95 % bootstrap intervals by patient (1,000 replicates)."
-)
-
-
-def facts(metrics: Mapping[str, Any], arguments: argparse.Namespace, data: str, how: str) -> str:
-    """What stands beside every table."""
-    return (
-        f"{data}: {metrics['images']} slices, {metrics['lesions']} lesions, {metrics['patients']} patients. "
-        f"{how} Seed {arguments.seed}. Machine: {machine()}. "
-        f"Command: `python scripts/benchmark.py {arguments.what} ...`, {datetime.date.today().isoformat()}.\n\n{NOTES}"
-    )
-
-
-def phantom(arguments: argparse.Namespace) -> None:
-    """The demo's detector and what it must beat."""
-    work = arguments.work.resolve()
-    command("scripts/demo.py", work / "demo", "--seed", arguments.seed)
-    stages = Stages(work / "baselines", {"seed": arguments.seed})
-    home, demo = work / "baselines", work / "demo"
-    images, truth, marks = (
-        demo / "phantom" / "Images_png",
-        demo / "phantom" / "truth" / "datalist.json",
-        demo / "datalist.json",
-    )
-    options = {**PHANTOM_OPTIONS}
-    # The phantom and its recipe were made while looking at the validation patients, so the test patients judge here.
-    shared = {"judge": truth, "images": images, "seed": arguments.seed, "section": "test"}
-    shuffled = home / "shuffled.json"
-    stages.run("shuffle", lambda: shuffled_boxes(marks, shuffled, arguments.seed))
-    trained = evaluated(
-        stages, demo / "training", "demo", truth, "test", dataset_dir=images, seed=arguments.seed,
-        tracking_uri=f"sqlite:///{demo / 'mlruns.db'}",
-    )  # fmt: skip
-    untrained = arm(stages, home, "untrained", train=marks, configs=("train", "untrained"), **shared, **options)
-    wrong = arm(stages, home, "shuffled boxes", train=shuffled, **shared, **options)
-    blob = home / "blob filter"
-    stages.run(
-        "blob filter", lambda: command("-m", "scripts.blob_filter", marks, truth, images, blob, "test", cwd=BUNDLE)
-    )
-    lines = [
-        HEAD,
-        row("**demo: trained on the bookmarks**", trained),
-        row("untrained (ImageNet body, random heads)", untrained),
-        row("trained on shuffled boxes", wrong),
-        row("tuned Laplacian-of-Gaussian filter", json.loads((blob / "metrics.json").read_text(encoding="utf-8"))),
-    ]
-    data = "Phantom hospital, test patients, judged by the full truth (marked and unmarked lesions)"
-    text = facts(trained, arguments, data, "About half of the lesions on a training slice carry no bookmark.")
-    write_section("phantom", "Phantom: the demo's detector and what it must beat", "\n".join([*lines, "", text]))
-
-
-def real(arguments: argparse.Namespace) -> None:
-    """The demo on real slices, and the same recipe without ImageNet weights."""
-    work = arguments.work.resolve()
-    csv, images = arguments.csv.resolve(), arguments.images.resolve()
-    demo, home = work / "demo", work / "baselines"
-    command("scripts/demo.py", demo, "--csv", csv, "--images", images, "--seed", arguments.seed)
-    stages = Stages(home, {"seed": arguments.seed, "csv": str(csv), "images": str(images)})
-    marks = demo / "datalist.json"
-    options = {**REAL_OPTIONS, "max_minutes": 60}
-    shared = {"train": marks, "judge": marks, "images": images, "seed": arguments.seed}
-    trained = json.loads((demo / "training/evaluation/validation/metrics.json").read_text(encoding="utf-8"))
-    counts = {k: len(v) for k, v in json.loads(marks.read_text(encoding="utf-8")).items() if isinstance(v, list)}
-    epochs = REAL_OPTIONS["max_epochs"]
-    how = (
-        f"Trained on {counts['training']} official train slices for {epochs} epochs with the demo's 5 categories; the "
-        f"epoch is chosen on {counts['tuning']} slices of tuning patients. HU are clipped to 0..255 in these files and "
-        "there are no neighbouring slices, so the three input slices are one slice three times."
-    )
-    text = facts(trained, arguments, "Real DeepLesion slices, official validation split", how)
-    lines = [HEAD, row(f"**demo: ImageNet weights, {minutes(demo / 'training')} of training**", trained)]
-
-    def write(name: str, metrics: Mapping[str, Any]) -> None:
-        # After every arm, so that a killed benchmark leaves what it has measured.
-        lines.append(row(name, metrics))
-        write_section("real", "Real slices: a CPU schedule", "\n".join([*lines, "", text]))
-
-    untrained = arm(stages, home, "untrained", configs=("train", "untrained"), **shared, **options)
-    write("untrained (ImageNet body, random heads)", untrained)
-    random_weights = arm(stages, home, "random", **shared, **options, pretrained=False)
-    write(f"same recipe, random weights, nothing frozen, {minutes(home / 'random')}", random_weights)
-
-
-def minutes(output: Path) -> str:
-    """How long a training took in all, resumptions included."""
-    import torch
-
-    seconds = torch.load(output / "training_state.pt", map_location="cpu", weights_only=True)["seconds"]
-    return f"{seconds / 60:.0f} minutes"
+WHAT = {"phantom": trained_detector.phantom, "real": trained_detector.real, "harvest": harvest.harvest}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("phantom", "real"))
+    parser.add_argument("what", choices=tuple(WHAT))
     parser.add_argument("work", type=Path, help="working folder, kept between starts")
     parser.add_argument("csv", type=Path, nargs="?", help="DL_info.csv (real)")
     parser.add_argument("images", type=Path, nargs="?", help="Images_png (real)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
+    parser.add_argument("--objects", type=int, default=20_000, help="files to harvest (harvest; default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the CSV (harvest; default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=5, help="of each timing (harvest; default: %(default)s)")
     arguments = parser.parse_args()
     if arguments.what == "real" and (arguments.csv is None or arguments.images is None):
         parser.error("real needs CSV and IMAGES")
-    {"phantom": phantom, "real": real}[arguments.what](arguments)
+    if arguments.what == "harvest" and (arguments.objects < 60 or arguments.rows < 1 or arguments.repetitions < 1):
+        parser.error("harvest needs at least 60 objects, a row and a repetition")
+    WHAT[arguments.what](arguments)
 
 
 if __name__ == "__main__":

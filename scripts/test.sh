@@ -2,7 +2,8 @@
 # Everything a change must pass: ruff, mypy, pytest. Installs what it needs into .venv.
 #   bash scripts/test.sh [--slow] [--judges]
 #     --slow     also the tests that take minutes
-#     --judges   install the independent DICOM judges (dcmtk, dicom3tools, Orthanc) from Debian's packages; needs root
+#     --judges   install the independent DICOM judges (dcmtk, dicom3tools, Orthanc) from Debian's packages; needs root.
+#                Debian starts its Orthanc as a service; the tests start one of their own, on loopback.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
@@ -14,7 +15,8 @@ for argument in "$@"; do
     --slow) slow="" ;;
     --judges)
         apt-get update -q
-        apt-get install -q -y --no-install-recommends dcmtk dicom3tools orthanc orthanc-dicomweb
+        DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+            dcmtk dicom3tools orthanc orthanc-dicomweb
         ;;
     *)
         echo "usage: bash scripts/test.sh [--slow] [--judges]" >&2
@@ -35,7 +37,7 @@ echo "== mypy"
 "$PYTHON" -m mypy data_prep
 (cd "$BUNDLE" && "$PYTHON" -m mypy --config-file "$ROOT/pyproject.toml" scripts)
 echo "== pytest: data_prep"
-"$PYTHON" -m pytest tests/data_prep -q -n 2 -m "$slow"
+"$PYTHON" -m pytest tests/data_prep -q -n 2 --dist loadscope -m "$slow"
 # The bundle's modules import as `scripts` from its root only, so its tests have a process of their own.
 echo "== pytest: bundle"
-(cd "$BUNDLE" && "$PYTHON" -m pytest "$ROOT/tests/bundle" -c "$ROOT/pyproject.toml" --rootdir "$ROOT" -q -n 2 -m "$slow")
+(cd "$BUNDLE" && "$PYTHON" -m pytest "$ROOT/tests/bundle" -c "$ROOT/pyproject.toml" --rootdir "$ROOT" -q -n 2 --dist loadscope -m "$slow")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import random
 import secrets
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from data_prep.archive.series import ImageRecord
-from data_prep.atomic import atomic_path
+from data_prep.atomic import write_csv
 from data_prep.errors import DataPrepError
 from data_prep.writers.deeplesion import IMAGE_PATTERN
 
@@ -154,13 +153,8 @@ class ExportKey:
 
     def save(self) -> None:
         """Write the key file, atomically, readable by its owner only."""
-        with (
-            atomic_path(self.path, mode=0o600) as temporary,
-            os.fdopen(os.open(temporary, os.O_WRONLY | os.O_TRUNC), "w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(_COLUMNS)
-            writer.writerows(astuple(self.rows[name]) for name in sorted(self.rows))
+        rows = (astuple(self.rows[name]) for name in sorted(self.rows))
+        write_csv(self.path, _COLUMNS, rows, mode=0o600)  # a temporary file is its owner's alone from the start
 
 
 class _Numbers:

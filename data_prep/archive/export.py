@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from data_prep.archive.index import ImageIndex, ImageRecord, SeriesReport
 from data_prep.archive.png import read_hu, write_hu
 from data_prep.archive.series import positions_along_normal
 from data_prep.archive.volume import CT_SOP_CLASSES, read_slice_hu
-from data_prep.atomic import atomic_path, make_folder
+from data_prep.atomic import make_folder, write_csv
 from data_prep.errors import DataPrepError, UnreadableError
 from data_prep.frames import clip_box
 from data_prep.lesion import Lesion, read_lesions
@@ -154,8 +153,8 @@ def export(
     rows.sort(key=lambda row: (row.image or "", row.box_px or (), row.lesion_id))
     reasons = Counter(plan.refused.values())
     problems = list(_problems(plan, names, done, index))
-    _write_csv(out / "lesions_not_exported.csv", ("lesion_id", "reason"), sorted(plan.refused.items()))
-    _write_csv(out / "series_problems.csv", ("series", "problem"), sorted(problems))
+    write_csv(out / "lesions_not_exported.csv", ("lesion_id", "reason"), sorted(plan.refused.items()))
+    write_csv(out / "series_problems.csv", ("series", "problem"), sorted(problems))
     write_dl_info(rows, out / "DL_info.csv")
     written = [image for image, result in done.items() if result.reason is None]
     return ExportSummary(
@@ -343,10 +342,3 @@ def _problems(
         if result.reason is not None:
             series, _, name = image.partition("/")
             yield series, f"slice {name.removesuffix('.png')} is not exported: {result.reason}"
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
 import stat
-import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -21,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from data_prep.errors import UnreadableError
+from data_prep.quiet import quiet_pydicom
 
 NOT_IMAGES = frozenset(
     {
@@ -115,7 +112,7 @@ def read_headers(path: str | os.PathLike[str]) -> list[ImageHeader]:
                 return []
             if DEFLATED in head:
                 check_inflated_size(file, path)
-        with quiet():
+        with quiet_pydicom():
             dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             headers = _headers(dataset)
             if not headers and _should_be_image(dataset):
@@ -127,20 +124,6 @@ def read_headers(path: str | os.PathLike[str]) -> list[ImageHeader]:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from error
     except Exception as error:  # a damaged header raises nearly anything, and its text may quote the header
         raise UnreadableError(f"{path}: the DICOM header is damaged ({type(error).__name__})") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep pydicom from warning: its warnings quote the values, among them patients' names."""
-    logger = logging.getLogger("pydicom")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
 
 
 def check_inflated_size(file: BinaryIO, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -57,11 +58,14 @@ class ImageIndex:
         series: every series, as :class:`SeriesReport`.
         skipped: (path, reason) of each file that is DICOM but damaged.
         files_read: how many files had to be read, the rest being known from the cache.
+        fingerprint: a hash of the paths, sizes and times of change of all images.
     """
 
     def __init__(self, folder: Path, files: Iterable[_File], files_read: int = 0) -> None:
         self.folder = folder
         files = list(files)
+        state = sorted((file.path, file.size, file.mtime_ns) for file in files if file.images)
+        self.fingerprint = hashlib.sha256(repr(state).encode()).hexdigest()[:32]
         self.files_read = files_read
         self.skipped = [(folder / file.path, file.reason) for file in files if file.reason is not None]
         self.series = group_series(((file.path, image) for file in files for image in file.images), folder)
@@ -109,6 +113,11 @@ class ImageIndex:
         if cache is not None and (to_read or len(files) != len(known)):
             _write_cache(files, cache)
         return cls(folder, files, files_read=len(to_read))
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], cache: Path) -> ImageIndex:
+        """The index that :meth:`build` kept in ``cache``, as it is: nothing is looked for in the folder."""
+        return cls(Path(folder), _read_cache(cache).values())
 
     def __len__(self) -> int:
         """The number of images (frames)."""

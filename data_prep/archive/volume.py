@@ -16,8 +16,9 @@ from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 
-from data_prep.archive.header import DEFLATED, check_inflated_size, quiet
+from data_prep.archive.header import DEFLATED, check_inflated_size
 from data_prep.errors import UnreadableError
+from data_prep.quiet import quiet_pydicom
 
 AIR_HU = -1024.0
 """What padding outside the field of view becomes."""
@@ -59,7 +60,7 @@ def read_slice_hu(path: str | os.PathLike[str], frame_number: int = 1) -> npt.ND
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):
             raise UnreadableError(f"{path}: not a file")
-        with quiet():
+        with quiet_pydicom():
             dataset = _open(str(path), facts.st_mtime_ns, facts.st_size)
             return _to_hu(dataset, frame_number)
     except UnreadableError:

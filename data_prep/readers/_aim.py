@@ -45,6 +45,8 @@ _MODALITY = {
     "1.2.840.10008.5.1.4.1.1.130": "PT",
 }
 
+_UID = re.compile(r"[0-9.]{1,64}", re.ASCII)
+
 _LENGTH_CODES = {"G-D7FE", "G-A22A", "410668003"}  # SRT (two in use), SCT
 _LONG_CODES = {"G-A185", "103339001"}
 _SHORT_CODES = {"G-A186", "103340004"}
@@ -264,6 +266,8 @@ def _bookmark(annotation: Annotation, markup: Markup, short: Markup | None, sour
         notes.append("the shape names no image; the only image of the annotation taken")
     if image_uid is None:
         raise UnusableError("it names no DICOM image (addresses of other images are never opened)")
+    if not _UID.fullmatch(image_uid):
+        raise UnusableError("the image it names is no DICOM UID (addresses of images are never opened)")
     if short is not None:
         form, points, note = "bidirectional", np.concatenate([markup.points, short.points]), None
     else:

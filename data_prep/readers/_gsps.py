@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,20 +22,6 @@ _FLOATS = ("GraphicData", "AnchorPoint")
 
 class UnusableError(Exception):
     """A part of the file that cannot be used; the message is the reason, without any patient data."""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings from pydicom, nor log lines: they would quote values of the file, which may be names."""
-    log = logging.getLogger("pydicom")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _value(dataset: Dataset, keyword: str) -> object:

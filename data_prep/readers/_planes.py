@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -23,9 +23,25 @@ MASK_DAMAGE = (*DAMAGE, ArithmeticError, AssertionError, BytesLengthException, R
 """What pydicom and its pixel decoders raise on damaged objects."""
 
 
+FLAT_TOLERANCE_MM = 0.5
+"""Distance from a slice's plane that is accepted where the distance between slices is unknown."""
+
+
 class ImageGeometry(Protocol):
     """What an image must know for something to be placed on it (:class:`data_prep.archive.index.ImageRecord`)."""
 
+    @property
+    def sop_instance_uid(self) -> str | None: ...
+    @property
+    def sop_class_uid(self) -> str | None: ...
+    @property
+    def series_uid(self) -> str | None: ...
+    @property
+    def frame_number(self) -> int: ...
+    @property
+    def frame_count(self) -> int: ...
+    @property
+    def frame_of_reference_uid(self) -> str | None: ...
     @property
     def position_lps_mm(self) -> Sequence[float] | None: ...
     @property
@@ -45,10 +61,22 @@ class ImageGeometry(Protocol):
 
 
 class ImageLookup(Protocol):
-    """Images by SOP Instance UID (:class:`data_prep.archive.index.ImageIndex`)."""
+    """The images of an archive (:class:`data_prep.archive.index.ImageIndex`)."""
+
+    def __hash__(self) -> int: ...
 
     def find(self, sop_instance_uid: str, frame_number: int | None = None, /) -> ImageGeometry | None:
         """The image, or None where it is not there."""
+
+    @property
+    def series(self) -> Sequence[SeriesLike]: ...
+
+
+class SeriesLike(Protocol):
+    """Images of one series (:class:`data_prep.archive.series.SeriesReport`)."""
+
+    @property
+    def records(self) -> Sequence[ImageGeometry]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +105,8 @@ class Plane:
 
     @property
     def tolerance_mm(self) -> float:
-        """How far off the plane something may lie and still be on this slice: half a slice, or 1 mm."""
-        return max(self.slice_mm / 2, 0.01) if self.slice_mm else 1.0
+        """How far off the plane something may lie and still be on this slice: half a slice, or 0.5 mm."""
+        return max(self.slice_mm / 2, 0.01) + 1e-3 if self.slice_mm else FLAT_TOLERANCE_MM
 
 
 def make_plane(
@@ -146,12 +174,48 @@ def nearest_image(
     return None if best is None else best[1]
 
 
-@contextmanager
-def quiet_pydicom() -> Iterator[None]:
-    """No warnings about odd values: they quote them, and a value may be a name."""
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
-        yield
+def place(
+    points_lps_mm: Array, images: Iterable[ImageGeometry], *, preferred_series: Iterable[str | None] = ()
+) -> tuple[ImageGeometry, Array]:
+    """Of the images given, the one that flat points lie on, and the points on it in px.
+
+    The slice whose plane is nearest is taken, where that is at most half a slice away; of several series in one frame
+    of reference those preferred come first.
+
+    Raises:
+        ValueError: no slice is near enough.
+    """
+    wanted = set(preferred_series) - {None}
+    best: tuple[bool, float, str, ImageGeometry, Array] | None = None
+    nearest = np.inf
+    for image in images:
+        plane = plane_of_image(image)
+        if plane is None:
+            continue
+        points_px, off_mm = plane.to_px(points_lps_mm)
+        distance_mm = float(np.abs(off_mm).max())
+        nearest = min(nearest, distance_mm)
+        if distance_mm > plane.tolerance_mm:
+            continue
+        candidate = (image.series_uid not in wanted, distance_mm, image.sop_instance_uid or "", image, points_px)
+        if best is None or candidate[:3] < best[:3]:
+            best = candidate
+    if best is None:
+        if not np.isfinite(nearest):
+            raise ValueError("no image of its frame of reference is at hand")
+        raise ValueError(f"its points do not lie on one slice at hand (the nearest is {nearest:.1f} mm away)")
+    return best[3], best[4]
+
+
+@lru_cache(maxsize=2)
+def by_frame_of_reference(images: ImageLookup) -> dict[str, list[ImageGeometry]]:
+    """Every image by its frame of reference; made once for an index."""
+    found: dict[str, list[ImageGeometry]] = defaultdict(list)
+    for series in images.series:
+        for image in series.records:
+            if image.frame_of_reference_uid:
+                found[image.frame_of_reference_uid].append(image)
+    return dict(found)
 
 
 def text_or_none(dataset: pydicom.Dataset, keyword: str) -> str | None:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from data_prep import frames
-from data_prep.bookmark import MAX_POINTS
+from data_prep.bookmark import MAX_COORDINATE_PX, MAX_POINTS
 from data_prep.frames import Array
 from data_prep.readers._sr_context import ImageReference
 from data_prep.readers._sr_tree import Code, Item, code, raw_bytes, sequence, text
 
 GRAPHICS = ("SCOORD", "SCOORD3D")
 _GRAPHIC_DATA = 0x00700022
-MAX_COORDINATE = 1e6
-"""Pixels or millimetres; no image is as large."""
 
 _MAX_LONE_POINTS = 100
 
@@ -147,7 +145,7 @@ def _points(graphic: Item) -> Array:
         raise UnusableError(f"GraphicData has {values.size} numbers, not {'pairs' if width == 2 else 'triplets'}")
     if values.size > width * MAX_POINTS:
         raise UnusableError(f"GraphicData has {values.size // width} points; that is damage")
-    if not np.isfinite(values).all() or np.abs(values).max() > MAX_COORDINATE:
+    if not np.isfinite(values).all() or np.abs(values).max() > MAX_COORDINATE_PX:
         raise UnusableError("a coordinate is not a number or lies outside any image")
     return values.reshape(-1, width)
 

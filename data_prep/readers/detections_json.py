@@ -17,6 +17,7 @@ from data_prep.schemas import validate
 
 SOURCE = "detector"
 
+_LARGEST_STEP_MM = 1e4
 _LARGEST_FILE = 512 * 2**20  # bytes; about a million findings
 
 
@@ -35,7 +36,7 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
     value = load(path)
     for i, series in enumerate(value["series"]):
         grid = series["grid"]
-        spacing = [float(step) or None for step in np.linalg.norm(np.array(grid["affine_lps"])[:3, :3], axis=0)]
+        spacing = _spacing_mm(grid["affine_lps"])
         for j, finding in enumerate(series["findings"]):
             row = f"{i}/{j}"
             box_px = tuple(map(float, finding["box_px"]))
@@ -68,6 +69,13 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
                 )
             except ValueError as error:
                 yield Rejection("", row, str(error))
+
+
+def _spacing_mm(affine_lps: list[list[float]]) -> list[float | None]:
+    """The x, y and z step of a grid; None for one that cannot be."""
+    with np.errstate(all="ignore"):
+        steps = np.linalg.norm(np.array(affine_lps, dtype=np.float64)[:3, :3], axis=0)
+    return [float(step) if 0 < step < _LARGEST_STEP_MM else None for step in steps]
 
 
 def load(path: Path) -> dict[str, Any]:

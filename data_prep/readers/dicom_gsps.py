@@ -20,6 +20,7 @@ from pydicom import Dataset
 from data_prep import frames
 from data_prep.bookmark import Bookmark, make_id
 from data_prep.errors import UnreadableError
+from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection
 from data_prep.readers._gsps import (
     Shape,
@@ -32,7 +33,6 @@ from data_prep.readers._gsps import (
     join_texts,
     numbers,
     pair_lines,
-    quiet,
     stated_mm,
     text,
 )
@@ -71,7 +71,7 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
         UnreadableError: not a DICOM file, too damaged to walk, or an absurd number of marks.
     """
     marks: list[Bookmark | Rejection] = []
-    with quiet():
+    with quiet_pydicom():
         dataset = load_dataset(path)
         coordinates = 0
         try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import struct
-import warnings
 import zlib
 from functools import lru_cache
 from io import BytesIO
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial, read_preamble
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import RE_VALID_UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from data_prep.errors import UnreadableError
+from data_prep.quiet import quiet_pydicom
 
 SR_PREFIX = "1.2.840.10008.5.1.4.1.1.88."
 KEY_OBJECT_SELECTION = SR_PREFIX + "59"
@@ -30,6 +32,8 @@ MAX_ITEMS = 50_000
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode()
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
+_UNDEFINED = 0xFFFFFFFF
+_UID = re.compile(RE_VALID_UID)
 _SOP_CLASS = 0x00080016
 _META_SOP_CLASS = 0x00020002
 _META_TRANSFER_SYNTAX = 0x00020010
@@ -79,8 +83,7 @@ def _sop_class_uid(path: Path, _mtime_ns: int, _size: int) -> str | None:
         head = _load(path, 4096)
         if not looks_like_dicom(head):
             return None
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             # A file that puts more than 4 KiB before its class is looked at again.
             return _find_sop_class(head) or _find_sop_class(_load(path, 2**20))
     except DAMAGE:
@@ -95,7 +98,7 @@ def _load(path: Path, limit: int) -> bytes:
 def _find_sop_class(head: bytes) -> str | None:
     try:
         uid = _text(_file_meta(BytesIO(head)), _META_SOP_CLASS)
-        if uid:
+        if uid and _UID.fullmatch(uid):
             return uid
         part = read_partial(
             BytesIO(_beginning(head)),
@@ -103,7 +106,8 @@ def _find_sop_class(head: bytes) -> str | None:
             specific_tags=[_SOP_CLASS],
             force=True,
         )
-        return _text(part, _SOP_CLASS)
+        uid = _text(part, _SOP_CLASS)
+        return uid if uid and _UID.fullmatch(uid) else None  # damage may put anything here, a name too
     except DAMAGE:
         return None
 
@@ -128,7 +132,7 @@ def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX
 
     Raises:
         UnreadableError: not DICOM, larger than ``max_bytes``, more than ``max_items`` sequence items, nested too
-            deep, or damaged.
+            deep, cut off, or damaged.
     """
     try:
         status = path.stat()
@@ -142,22 +146,40 @@ def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX
     if not looks_like_dicom(data[:4096]):
         raise UnreadableError(f"{path}: not a DICOM file")
     try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")  # pydicom quotes values, which may be names, in its warnings
+        with quiet_pydicom():
             data = _inflated(path, data, max_bytes)
             if data.count(_ITEM_TAG) > max_items:
                 raise UnreadableError(f"{path}: more than {max_items} sequence items; not a plausible document")
-            return pydicom.dcmread(BytesIO(data), force=True)
+            dataset = pydicom.dcmread(BytesIO(data), force=True)
     except RecursionError:
         raise UnreadableError(f"{path}: sequences are nested too deep") from None
     except DAMAGE as error:  # whose text may quote the header
         raise UnreadableError(f"{path}: damaged DICOM file ({type(error).__name__} while parsing)") from None
+    if is_cut_off(dataset):
+        raise UnreadableError(f"{path}: cut off or damaged: an element is said to be longer than what is left")
+    return dataset
+
+
+def is_cut_off(dataset: Dataset) -> bool:
+    """Whether an element states more bytes than there are.
+
+    pydicom takes what is left of it without a word, so marks would be lost in silence. Elements that were converted
+    already are not looked at.
+    """
+    return any(
+        isinstance(element, RawDataElement)
+        and element.value is not None
+        and len(element.value) < element.length != _UNDEFINED
+        for element in dataset.values()
+    )
 
 
 def _beginning(head: bytes) -> bytes:
     """The head of a file, of a deflated data set as much as one head's length expanded."""
     start = _deflated_at(head)
-    return head if start is None else _undeclared(head[:start]) + _inflate(head[start:], len(head))
+    if start is None:
+        return head
+    return _undeclared(head[:start]) + zlib.decompressobj(-zlib.MAX_WBITS).decompress(head[start:], len(head))
 
 
 def _inflated(path: Path, data: bytes, max_bytes: int) -> bytes:
@@ -165,9 +187,12 @@ def _inflated(path: Path, data: bytes, max_bytes: int) -> bytes:
     start = _deflated_at(data)
     if start is None:
         return data
-    body = _inflate(data[start:], max_bytes + 1)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    body = inflater.decompress(data[start:], max_bytes + 1)
     if len(body) > max_bytes:
         raise UnreadableError(f"{path}: inflates to over {max_bytes // 2**20} MiB; no such object holds only marks")
+    if not inflater.eof:
+        raise UnreadableError(f"{path}: cut off within its deflated content")
     return _undeclared(data[:start]) + body
 
 
@@ -178,10 +203,6 @@ def _deflated_at(data: bytes) -> int | None:
     buffer = BytesIO(data)
     syntax = _text(_file_meta(buffer), _META_TRANSFER_SYNTAX)
     return buffer.tell() if syntax == DeflatedExplicitVRLittleEndian else None
-
-
-def _inflate(data: bytes, limit: int) -> bytes:
-    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, limit)
 
 
 def _undeclared(meta: bytes) -> bytes:

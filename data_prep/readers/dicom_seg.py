@@ -22,6 +22,7 @@ from pydicom.pixels.utils import iter_pixels
 from data_prep.bookmark import Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.frames import Array
+from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection
 from data_prep.readers._masks import KeySlice, Piece, key_slice, lesions, pieces_of_mask
 from data_prep.readers._planes import (
@@ -33,13 +34,12 @@ from data_prep.readers._planes import (
     make_plane,
     nearest_image,
     plane_of_image,
-    quiet_pydicom,
     text_or_none,
 )
 from data_prep.readers.dicom_kind import load_dataset, sop_class_uid
 
 SOURCE = "dicom-seg"
-NEEDS_IMAGES = True
+USES_IMAGES = True
 
 _SOP_CLASSES = frozenset(
     {
@@ -279,7 +279,7 @@ def _segment(
         row = f"segment {number} frame {frame.number}"
         if len(frame.references) != 1 and not (frame.references and images is None):
             reason = "names no source image" if not frame.references else "names several source images"
-            hint = "; pass --images" if images is None else ", and none of the images given lies there"
+            hint = "; harvest with --images" if images is None else ", and none of the images given lies there"
             yield Rejection("", row, f"the frame {reason}{hint}")
             continue
         try:

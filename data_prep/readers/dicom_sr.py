@@ -11,19 +11,19 @@ could have given; ``observer`` is the name the report states.
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 from pydicom import Dataset
 
 from data_prep.bookmark import Bookmark, make_id
 from data_prep.errors import UnreadableError
+from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection
+from data_prep.readers._planes import ImageLookup, by_frame_of_reference, place
 from data_prep.readers._sr_context import (
     MEASUREMENT_GROUP,
     SEGMENTATION_CLASSES,
@@ -36,7 +36,6 @@ from data_prep.readers._sr_context import (
     report_facts,
 )
 from data_prep.readers._sr_shapes import GRAPHICS, GroupValues, Shape, UnusableError, group_values, shapes_of
-from data_prep.readers._sr_spatial import ImageLookup, by_frame_of_reference, place
 from data_prep.readers._sr_tree import Item, Tree, parse, text
 from data_prep.readers.dicom_kind import (
     DAMAGE,
@@ -53,6 +52,8 @@ MAX_BYTES = 8 * 2**20
 """Some thousand marks, or a thousand outlines of a thousand points. Eight bytes make an element, which costs pydicom a
 few microseconds, so a file of this size made up to be slow is still read in seconds."""
 
+USES_IMAGES = True
+
 NEEDS_IMAGES = "patient-space coordinates (SCOORD3D) need the images: harvest with --images"
 """The reason of a mark that could be placed if ``read`` were given the images."""
 
@@ -65,7 +66,7 @@ def recognise(head: bytes, path: Path) -> bool:
     return uid is not None and uid.startswith(SR_PREFIX) and uid != KEY_OBJECT_SELECTION
 
 
-def read(path: Path, *, images: ImageLookup | None = None) -> Iterator[Bookmark | Rejection]:
+def read(path: Path, images: ImageLookup | None = None) -> Iterator[Bookmark | Rejection]:
     """Every mark of a report, or why it is not harvested.
 
     Args:
@@ -77,8 +78,7 @@ def read(path: Path, *, images: ImageLookup | None = None) -> Iterator[Bookmark 
     """
     dataset = load_dataset(path, max_bytes=MAX_BYTES)
     # Values are converted while the tree is walked. pydicom would quote them, names included, in its warnings.
-    with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-        warnings.simplefilter("ignore")
+    with quiet_pydicom():
         try:
             found = list(read_dataset(dataset, images=images))
         except DAMAGE as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import math
 import struct
 import zlib
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -45,8 +47,11 @@ MAX_LABELS = 256
 _MAX_LABEL = 65_535
 _FEW_LABELS = 8  # above this the values must also lie in regions: an 8-bit image has 256 of them too
 _CHUNK_BYTES = 1 << 22
+_CHUNKS_TO_JUDGE = 8
 _MAX_OFFSET = 1 << 24  # header extensions longer than this are damage
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
+
+_SILENT = logging.Logger("nibabel", logging.CRITICAL + 1)  # what is wrong with a header is in the rejection
 
 _DAMAGE = (OSError, EOFError, zlib.error, struct.error, ValueError, TypeError, OverflowError, HeaderDataError)
 
@@ -56,14 +61,14 @@ class _NotLabelsError(ValueError):
 
 
 def recognise(head: bytes, path: Path) -> bool:
-    """Whether the file is a NIfTI volume of labels: judged by the header, then by the values until one is none."""
+    """Whether the file is a NIfTI volume of labels: judged by the header, then by the first values."""
     try:
         if head[:2] == b"\x1f\x8b":
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, _NIFTI2_BYTES)
         if _header_class(head) is None:
             return False
         with _opened(path) as file:
-            for _ in _label_chunks(file, _read_header(file)):
+            for _ in islice(_label_chunks(file, _read_header(file)), _CHUNKS_TO_JUDGE):
                 pass
     except _DAMAGE:
         return False
@@ -92,18 +97,38 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
         raise UnreadableError(f"{path}: the NIfTI file is damaged or cut off ({type(error).__name__})") from error
     volume, spacing_mm = _to_lps(stored.reshape(header.shape, order="F"), header.affine)
     identity = digest.hexdigest()[:16]
-    found = ndimage.find_objects(volume)
-    if not any(found):
+    found = _bounds(volume)
+    if not found:
         yield Rejection("", "", "the label map is empty: no voxel is set")
-    for label, bounds in enumerate(found, start=1):
-        if bounds is not None:
-            yield from _label(volume, label, bounds, spacing_mm, identity)
+    for label, bounds in sorted(found.items()):
+        yield from _label(volume, label, bounds, spacing_mm, identity)
+
+
+def _bounds(volume: npt.NDArray[np.uint16]) -> dict[int, tuple[slice, ...]]:
+    """The bounds of each label, as scipy.ndimage.find_objects gives them; a hundred times faster on empty slices."""
+    axis = int(np.argmax(np.abs(volume.strides)))  # along which the planes lie in memory one after the other
+    lows: dict[int, Array] = {}
+    highs: dict[int, Array] = {}
+    for number, plane in enumerate(np.moveaxis(volume, axis, 0)):
+        first, second = (np.flatnonzero(plane.any(axis=other)) for other in (1, 0))
+        if not len(first):
+            continue
+        top, left = first[0], second[0]
+        inside = ndimage.find_objects(plane[top : first[-1] + 1, left : second[-1] + 1])
+        for label, found in enumerate(inside, start=1):
+            if found is None:
+                continue
+            low = np.insert([top + found[0].start, left + found[1].start], axis, number)
+            high = np.insert([top + found[0].stop, left + found[1].stop], axis, number + 1)
+            lows[label] = np.minimum(lows.get(label, low), low)
+            highs[label] = np.maximum(highs.get(label, high), high)
+    return {label: tuple(map(slice, low.tolist(), highs[label].tolist())) for label, low in lows.items()}
 
 
 def _label(
     volume: npt.NDArray[np.uint16],
     label: int,
-    bounds: tuple[slice, slice, slice],
+    bounds: tuple[slice, ...],
     spacing_mm: tuple[float, float, float],
     identity: str,
 ) -> Iterator[Bookmark | Rejection]:
@@ -195,7 +220,8 @@ def _read_header(file: BinaryIO) -> _Header:
     header_class = _header_class(head)
     if header_class is None:
         raise _NotLabelsError("not a NIfTI file of one part (.nii or .nii.gz)")
-    header = header_class.from_fileobj(BytesIO(head))
+    header = header_class.from_fileobj(BytesIO(head), check=False)
+    header.check_fix(logger=_SILENT)
     shape = tuple(int(size) for size in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -241,6 +267,9 @@ def _label_chunks(file: BinaryIO, header: _Header) -> Iterator[npt.NDArray[np.ui
         if len(data) < min(size, left):
             raise EOFError
         left -= len(data)
+        if data == bytes(len(data)) and header.intercept == 0:  # most of most masks
+            yield np.zeros(len(data) // header.dtype.itemsize, dtype=np.uint16)
+            continue
         values = np.frombuffer(data, dtype=header.dtype)
         if (header.slope, header.intercept) != (1.0, 0.0):
             values = values * header.slope + header.intercept

@@ -71,6 +71,7 @@ POINT_FRAMES: dict[str, Callable[[frames.ArrayLike], frames.Array]] = {
 
 _LONGEST_CELL = 4_000_000  # a polygon of MAX_POINTS points with 40 characters each
 _LONGEST_HEADER = 65_536
+_LONGEST_PATH = 1024
 _LARGEST_INT = 2**31 - 1
 _SEPARATORS = re.compile(r"[\s,;]+")
 log = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
                 if not any(cell.strip() for cell in cells):
                     continue
                 try:
+                    if any(cell.strip() for cell in cells[len(header) :]):
+                        raise ValueError(f"the row has {len(cells)} cells, the header {len(header)}")
                     stated = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
                     yield _bookmark(stated)
                 except ValueError as error:
@@ -178,6 +181,8 @@ def _points_px(text: str, form: str, frame: str) -> tuple[float, ...]:
 
 def safe_image(text: str) -> str:
     """A path below the images folder, with ``/``; raises ValueError for one that could lead out of it."""
+    if len(text) > _LONGEST_PATH:
+        raise ValueError(f"image is longer than {_LONGEST_PATH} characters, as no path is")
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts or not path.parts or re.search(r"[\\:\x00-\x1f]", text):
         raise ValueError("image must be a path below the images folder, like SERIES/NNN.png")

@@ -6,11 +6,14 @@ import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from data_prep.bookmark import Bookmark
 from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection
+
+if TYPE_CHECKING:
+    from data_prep.readers._planes import ImageLookup
 
 HEAD_BYTES = 4_096
 
@@ -38,6 +41,12 @@ class Reader(Protocol):
     def recognise(self, head: bytes, path: Path) -> bool: ...
 
     def read(self, path: Path) -> Iterator[Bookmark | Rejection]: ...
+
+
+class ReaderWithImages(Reader, Protocol):
+    """A reader with ``USES_IMAGES``."""
+
+    def read(self, path: Path, images: ImageLookup | None = None) -> Iterator[Bookmark | Rejection]: ...
 
 
 @cache

@@ -18,6 +18,7 @@ import pydicom
 from data_prep.bookmark import MAX_POINTS, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.frames import Array
+from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection
 from data_prep.readers._masks import Piece, key_slice, lesions, piece_of_outline
 from data_prep.readers._planes import (
@@ -29,18 +30,19 @@ from data_prep.readers._planes import (
     code_or_none,
     nearest_image,
     plane_of_image,
-    quiet_pydicom,
     text_or_none,
 )
 from data_prep.readers.dicom_kind import load_dataset, sop_class_uid
 
 SOURCE = "rtstruct"
-NEEDS_IMAGES = True
+USES_IMAGES = True
 
 _SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 
 _MAX_FILE_BYTES = 1 << 29
 _MAX_ITEMS = 1_000_000
+
+_MAX_PIXELS = 1 << 26  # 8192 x 8192: what is drawn is measured as a mask
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
@@ -211,7 +213,7 @@ def _place(item: pydicom.Dataset, row: str, facts: _Facts, images: ImageLookup |
     ]
     named = ", ".join(uid for uid, _ in references[:1]) or "it lies on"
     if images is None:
-        raise _UnplacedError(f"the image {named} is needed to place millimetre contours; pass --images")
+        raise _UnplacedError(f"the image {named} is needed to place millimetre contours; harvest with --images")
     if len(references) != 1:
         candidates = references or [(uid, None) for uid in facts.series_of]
         nearest = nearest_image(images, candidates, points_lps.mean(axis=0))
@@ -223,6 +225,8 @@ def _place(item: pydicom.Dataset, row: str, facts: _Facts, images: ImageLookup |
     if image is None or plane is None:
         reason = "is not among the images given" if image is None else "has no position, orientation or spacing"
         raise _UnplacedError(f"the image {references[0][0]} {reason}: millimetre contours cannot be placed")
+    if plane.rows * plane.columns > _MAX_PIXELS:
+        raise _UnplacedError(f"the image {references[0][0]} claims {plane.columns} x {plane.rows} pixels")
     points_px, off_mm = plane.to_px(points_lps)
     if float(np.abs(off_mm).max()) > plane.tolerance_mm:
         raise _UnplacedError(f"the contour lies {np.abs(off_mm).max():.1f} mm off the plane of the image it names")

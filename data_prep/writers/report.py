@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import replace
@@ -16,10 +14,11 @@ from pydicom import Dataset
 from tqdm import tqdm
 
 from data_prep.archive.index import ImageIndex, ImageRecord
-from data_prep.atomic import atomic_path, make_folder
+from data_prep.atomic import atomic_path, make_folder, write_csv
 from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError, UnreadableError
 from data_prep.lesion import Lesion, read_lesions
+from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection, detections_json
 from data_prep.readers.dicom_kind import DAMAGE
 from data_prep.writers.dicom_sr import build_report, derive_uid
@@ -30,7 +29,7 @@ LESION_CODE = "52988006^SCT^Lesion"
 _log = logging.getLogger(__name__)
 
 
-def report(source: Path, dicom: Path, out: Path, *, progress: bool = True) -> int:
+def report(source: Path, dicom: Path, out: Path, *, cache: Path | None = None, progress: bool = True) -> int:
     """Write one TID 1500 report per image series that has findings.
 
     Lesions are written as their axes (bidirectional or length) with their diameters, else as their box, else as a
@@ -46,6 +45,7 @@ def report(source: Path, dicom: Path, out: Path, *, progress: bool = True) -> in
         source: ``detections.json`` or ``lesions.parquet``.
         dicom: folder of the images that were marked; searched with its subfolders.
         out: folder for the reports, ``<SOP instance UID>.dcm``.
+        cache: where to keep the index of the images; it holds patients' IDs. None: it is not kept.
         progress: show progress bars.
 
     Returns:
@@ -56,7 +56,7 @@ def report(source: Path, dicom: Path, out: Path, *, progress: bool = True) -> in
     """
     marks, rejected, algorithm = _findings(source)
     make_folder(out)
-    index = ImageIndex.build(dicom, progress=progress)
+    index = ImageIndex.build(dicom, cache=cache, progress=progress)
     groups: dict[tuple[str, ...], list[tuple[Bookmark, ImageRecord]]] = defaultdict(list)
     for mark in marks:
         record = _find(index, mark)
@@ -204,8 +204,7 @@ def _write(
 def _header(record: ImageRecord, study_uid: str, series_uid: str, image_uid: str) -> Dataset:
     """The image's header with every UID that a reference needs."""
     try:
-        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
-            warnings.simplefilter("ignore")  # pydicom quotes values, which may be names
+        with quiet_pydicom():
             header = pydicom.dcmread(record.path, stop_before_pixels=True)
             sop_class = record.sop_class_uid or str(header.file_meta.get("MediaStorageSOPClassUID") or "")
     except DAMAGE as error:
@@ -218,8 +217,5 @@ def _header(record: ImageRecord, study_uid: str, series_uid: str, image_uid: str
 def _write_rejected(rejected: Iterable[Rejection], source: Path, out: Path) -> None:
     rows = [(source.name, item.row, item.reason) for item in rejected]
     if rows:
-        with atomic_path(out / "rejected.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("source_file", "row", "reason"))
-            writer.writerows(rows)
+        write_csv(out / "rejected.csv", ("source_file", "row", "reason"), rows)
         _log.warning("%d findings were not written: see %s", len(rows), out / "rejected.csv")

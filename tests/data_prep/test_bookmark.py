@@ -81,8 +81,10 @@ def test_no_bookmark_is_a_file_too(tmp_path: Path) -> None:
         ({"points_px": (1.0,) * 6}, "cannot have 6 coordinates"),
         ({"points_px": (float("nan"), *(1.0,) * 7)}, "not finite"),
         ({"points_px": (float("inf"), *(1.0,) * 7)}, "not finite"),
+        ({"points_px": (1e7, *(1.0,) * 7)}, "outside any image"),
         ({"stated_box_px": (1.0, 2.0, 1.0, 4.0)}, "not a box"),
         ({"stated_box_px": (1.0, 2.0, float("nan"), 4.0)}, "not a box"),
+        ({"stated_box_px": (1.0, 2.0, 1e300, 4.0)}, "not a box"),
     ],
 )
 def test_a_bad_bookmark_is_refused(change: dict[str, object], message: str) -> None:

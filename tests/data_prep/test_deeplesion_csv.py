@@ -7,15 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import frames
-from data_prep.bookmark import Bookmark
+from data_prep.bookmark import BOOKMARK_SCHEMA, Bookmark, records_to_table
 from data_prep.errors import UnreadableError
-from data_prep.readers import Rejection
-from data_prep.readers.deeplesion_csv import COLUMNS, read, recognise
+from data_prep.harvest import harvest
+from data_prep.readers import Rejection, deeplesion_csv
+from data_prep.readers._deeplesion_columns import plain_rows
+from data_prep.readers.deeplesion_csv import COLUMNS, read, read_tables, recognise
 
 GOOD = {
     "File_name": "000001_02_03_109.png",
@@ -241,3 +244,146 @@ def test_the_real_file(shared_data: Path) -> None:
         "validation": 4_889,
         "test": 4_927,
     }
+
+
+# --- by rows and by columns ----------------------------------------------------------------------------------------
+
+
+def assert_both_ways_agree(path: Path) -> pa.Table:
+    """The same bookmarks, ids, notes and rejections in the same order; returns the bookmarks."""
+    by_row = list(read(path))
+    by_column = list(read_tables(path))
+    marks = (item for item in by_row if isinstance(item, Bookmark))
+    tables = [item for item in by_column if isinstance(item, pa.Table)]
+    assert all(table.num_rows for table in tables)
+    table = pa.concat_tables([BOOKMARK_SCHEMA.empty_table(), *tables])
+    assert table.schema.equals(BOOKMARK_SCHEMA, check_metadata=True)
+    assert table.equals(records_to_table(marks, Bookmark, BOOKMARK_SCHEMA))
+    table.validate(full=True)
+    assert [i for i in by_column if isinstance(i, Rejection)] == [i for i in by_row if isinstance(i, Rejection)]
+    return table
+
+
+def test_both_ways_agree_on_the_real_file(shared_data: Path) -> None:
+    path = shared_data / "deeplesion" / "DL_info.csv"
+    assert assert_both_ways_agree(path).num_rows == 29_280
+    with path.open(newline="") as file:
+        plain, _ = plain_rows(list(csv.reader(file))[1:])
+    assert 0 < (~plain).sum() < 20  # those that stick out of their image, and no more, take the slow way
+
+
+ODD = {
+    "File_name": ["000001_02_03_1090.png", " 000001_02_03_109.png ", "00000001_02_03_109.png", "../../etc/passwd", ""],
+    "Patient_index": ["1.0", "7", "x", ""],
+    "Key_slice_index": ["109.0", "110", "1_09"],
+    "Measurement_coordinates": [
+        "233.537,95.0204,234.057,106.977,231.169,101.605,236.252,101.143",
+        "NaN, 95.0204, 234.057, 106.977, 231.169, 101.605, 236.252, 101.143",
+        "1e308, 95.0204, 234.057, 106.977, 231.169, 101.605, 236.252, 101.143",
+        "1, 2, 3",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9",
+        "",
+    ],
+    "Bounding_boxes": [
+        "226.169, 90.0204, 241.252, 111.978",
+        "226.2, 90.0204, 241.252, 111.977",
+        "241, 90, 226, 111",
+        "600, 600, 620, 620",
+        "1e300, 0, 1e300, 5",
+        "-inf, 0, 3, inf",
+        "a, b, c, d",
+    ],
+    "Lesion_diameters_Pixel_": ["11.9677, NaN", "NaN, NaN", "NaN, 5", "inf, 5", "-3, -0.0", "11.9677", "1e308, 1e308"],
+    "Normalized_lesion_location": ["NaN, NaN, NaN", "inf, 0, -1", "0.1, 0.2", "1_0, 2, 3"],
+    "Coarse_lesion_type": ["-1", "9", "3.0", "", "NaN", "2.5", "inf"],
+    "Possibly_noisy": ["1", "", "2", "NaN", "yes"],
+    "Slice_range": ["NaN, NaN", "103.7, -5.5", "1e7, 115", "inf, -inf", "103"],
+    "Spacing_mm_px_": [
+        "0.5, 1.0, 5",
+        "-0.5, -0.5, NaN",
+        "NaN, NaN, NaN",
+        "0, 0, 0",
+        "inf, inf, inf",
+        "1e308, 1e308, 1",
+        "1",
+    ],
+    "Image_size": ["NaN, NaN", "512.9, 512.2", "240, 110", "65535, 65536", "0.5, 512", "-5, 512", "512", "1e30, 1"],
+    "DICOM_windows": ["NaN, 275", "inf, -inf", "-175"],
+    "Patient_gender": ["", " M ", "x" * 17, "é", "\u2003F", "\x00"],
+    "Patient_age": ["", "NaN", "-3", "inf", "1_0", "old"],
+    "Train_Val_Test": ["1", "2.0", "4", "", "NaN"],
+}
+"""Cells that are wrong, or right in an unusual way."""
+
+
+def test_both_ways_agree_on_odd_cells(write: Write) -> None:
+    """One odd cell a row, among plain rows."""
+    changes = [{name: cell} for name, cells in ODD.items() for cell in cells]
+    table = assert_both_ways_agree(write(*(row for change in changes for row in ({}, change))))
+    assert len(changes) < table.num_rows < 2 * len(changes)
+    assert table["note"].null_count < table.num_rows
+
+
+@settings(deadline=None, max_examples=80, derandomize=True)
+@given(
+    changes=st.lists(st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in ODD.items()}), max_size=8),
+    noise=st.lists(st.tuples(st.integers(0, 9), st.text('a," \r\n\ufeff\x1c1', max_size=6)), max_size=4),
+    batch=st.integers(1, 4),
+)
+def test_both_ways_agree_on_odd_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    changes: list[dict[str, str]],
+    noise: list[tuple[int, str]],
+    batch: int,
+) -> None:
+    """Odd cells together, lines that are no rows among them, and batches that end anywhere."""
+    path = tmp_path_factory.mktemp("odd") / "a.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(GOOD | change for change in changes)
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for at, text in noise:
+        lines.insert(1 + at, text)
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deeplesion_csv, "_BATCH", batch)
+        in_batches = assert_both_ways_agree(path)
+    assert assert_both_ways_agree(path).equals(in_batches)
+
+
+def test_a_quotation_mark_swallows_no_row(write: Write) -> None:
+    """Two marks on a line may still leave one open: the first is inside a bare cell and counts for nothing."""
+    path = write({}, {"File_name": "000001_02_03_110.png"}, {"File_name": "000001_02_03_111.png"})
+    lines = path.read_text().splitlines()
+    lines[2:3] = ['000001_02"03_110.png,1,2,3,"' + lines[2].replace('"', ""), lines[2]]
+    path.write_text("\n".join(lines))
+    found = list(read(path))
+    images = [item.image for item in found if isinstance(item, Bookmark)]
+    assert images == [f"000001_02_03/{number}.png" for number in (109, 110, 111)]
+    assert [item.row for item in found if isinstance(item, Rejection)] == ["3"]
+    assert_both_ways_agree(path)
+
+
+def test_line_numbers_go_on_from_batch_to_batch(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deeplesion_csv, "_BATCH", 2)
+    path = write(*({"Bounding_boxes": "a"} if i % 3 == 0 else {} for i in range(10)))
+    assert [item.row for item in read(path) if isinstance(item, Rejection)] == ["2", "5", "8", "11"]
+    assert_both_ways_agree(path)
+
+
+def test_a_harvest_is_the_same_both_ways(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some thousand real rows with odd ones among them: the tables to the byte, and rejected.csv."""
+    with (shared_data / "deeplesion" / "DL_info.csv").open() as file:
+        lines = [next(file) for _ in range(6_000)]
+    lines[100] = lines[100].replace("512, 512", "9e9, 512")
+    lines[200] = lines[200].replace(".png", ".jpg")
+    lines[5_500] = lines[5_500].rstrip("\n")[:-1] + "7\n"
+    source = tmp_path / "DL_info.csv"
+    source.write_text("".join(lines))
+    harvest([source], tmp_path / "columns", progress=False)
+    monkeypatch.delattr(deeplesion_csv, "read_tables")
+    harvest([source], tmp_path / "rows", progress=False)
+    for name in ("bookmarks.parquet", "lesions.parquet", "rejected.csv"):
+        assert (tmp_path / "rows" / name).read_bytes() == (tmp_path / "columns" / name).read_bytes()
+    assert (tmp_path / "rows" / "rejected.csv").read_text().count("\n") == 3

@@ -1,11 +1,8 @@
-"""Presentation states in both directions. Files are made with pydicom by hand; the writer is judged by its readers."""
+"""Presentation states of every kind: what becomes a mark, on which image. Files are made with pydicom by hand."""
 
 from __future__ import annotations
 
-import datetime
-import itertools
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,104 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep.bookmark import Bookmark
-from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection, dicom_gsps
-
-GSPS = "1.2.840.10008.5.1.4.1.1.11.1"
-CT = "1.2.840.10008.5.1.4.1.1.2"
-IMAGE_UID, SERIES_UID, STUDY_UID = "2.25.11", "2.25.12", "2.25.13"
-CREATED = datetime.datetime(2020, 1, 2, 3, 4, 5)
-
-
-def item(**elements: Any) -> Dataset:
-    dataset = Dataset()
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def reference(uid: str = IMAGE_UID, frames: list[int] | None = None) -> Dataset:
-    made = item(ReferencedSOPClassUID=CT, ReferencedSOPInstanceUID=uid)
-    if frames:
-        made.ReferencedFrameNumber = frames
-    return made
-
-
-def graphic(kind: str, points: Any, units: str = "PIXEL", **more: Any) -> Dataset:
-    return item(
-        GraphicAnnotationUnits=units,
-        GraphicDimensions=2,
-        NumberOfGraphicPoints=len(points) // 2,
-        GraphicData=points,
-        GraphicType=kind,
-        **more,
-    )
-
-
-def compound(kind: str, points: Any, number: int = 1, **more: Any) -> Dataset:
-    return item(
-        CompoundGraphicInstanceID=number,
-        CompoundGraphicUnits="PIXEL",
-        GraphicDimensions=2,
-        NumberOfGraphicPoints=len(points) // 2,
-        GraphicData=points,
-        CompoundGraphicType=kind,
-        **more,
-    )
-
-
-def words(value: str, anchor: Any, units: str = "PIXEL", **more: Any) -> Dataset:
-    return item(UnformattedTextValue=value, AnchorPoint=anchor, AnchorPointAnnotationUnits=units, **more)
-
-
-def annotation(*, graphics: Any = (), compounds: Any = (), texts: Any = (), images: Any = ()) -> Dataset:
-    made = item(GraphicLayer="LAYER")
-    for keyword, members in (
-        ("GraphicObjectSequence", graphics),
-        ("CompoundGraphicSequence", compounds),
-        ("TextObjectSequence", texts),
-        ("ReferencedImageSequence", images),
-    ):
-        if members:
-            setattr(made, keyword, list(members))
-    return made
-
-
-def state(*annotations: Dataset, images: Any = None, sop_class: str = GSPS, **more: Any) -> Dataset:
-    made = item(
-        SOPClassUID=sop_class,
-        SOPInstanceUID="2.25.1",
-        StudyInstanceUID=STUDY_UID,
-        SeriesInstanceUID="2.25.2",
-        PatientID="P1",
-        PatientName="Canary^Name",
-        ReferencedSeriesSequence=[item(SeriesInstanceUID=SERIES_UID, ReferencedImageSequence=images or [reference()])],
-        GraphicAnnotationSequence=list(annotations),
-        **more,
-    )
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
-    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
-    return made
-
-
-def read(dataset: Dataset, folder: Path) -> list[Bookmark | Rejection]:
-    path = folder / "state"
-    dataset.save_as(path, enforce_file_format=True)
-    assert dicom_gsps.recognise(path.read_bytes()[:4096], path)
-    return list(dicom_gsps.read(path))
-
-
-def only(dataset: Dataset, folder: Path) -> Bookmark:
-    (mark,) = read(dataset, folder)
-    assert isinstance(mark, Bookmark), mark
-    return mark
-
+from tests.data_prep.gsps_objects import (
+    SERIES_UID,
+    STUDY_UID,
+    annotation,
+    compound,
+    graphic,
+    item,
+    only,
+    read,
+    reference,
+    state,
+    words,
+)
 
 # --- real files ----------------------------------------------------------------------------------------------------
 
@@ -425,46 +340,3 @@ def test_two_lines_become_a_pair_only_where_the_file_says_so(tmp_path: Path) -> 
     assert only(state(annotation(graphics=grouped)), tmp_path).form == "bidirectional"
     apart = [graphic("POLYLINE", p, GraphicGroupID=1) for p in ([10, 10, 50, 10], [30, 30, 60, 50])]  # an angle, say
     assert len(read(state(annotation(graphics=apart)), tmp_path)) == 2
-
-
-# --- damage ----------------------------------------------------------------------------------------------------------
-
-
-def test_wrong_types_give_a_reason(tmp_path: Path) -> None:
-    for keyword, vr, value in itertools.chain(
-        [("GraphicData", "LO", "many"), ("GraphicData", "OB", b"\1\2\3\4\5\6"), ("GraphicType", "OB", b"POLYLINE")],
-        [("GraphicAnnotationUnits", "US", 7)],
-    ):
-        shape = graphic("POLYLINE", [1, 2, 3, 4])
-        del shape[keyword]
-        shape.add_new(keyword, vr, value)
-        (mark,) = read(state(annotation(graphics=[shape])), tmp_path)
-        assert isinstance(mark, Rejection), keyword
-    broken = state()
-    broken.add_new("GraphicAnnotationSequence", "OB", b"\0" * 8)
-    with pytest.raises(UnreadableError):
-        read(broken, tmp_path)
-
-
-@pytest.mark.filterwarnings("ignore:The value for the data element")
-def test_absurd_numbers_of_marks_are_refused_at_once(tmp_path: Path) -> None:
-    images = [reference(frames=list(range(1, 700)))]
-    many = [annotation(graphics=[graphic("POINT", [1, 2])] * 20)] * 2
-    started = time.monotonic()
-    with pytest.raises(UnreadableError, match="more marks"):
-        read(state(*many, images=images), tmp_path)
-    outline = np.arange(40_000.0)  # more than 64 KiB: stored with VR UN
-    big = [annotation(graphics=[graphic("POLYLINE", outline.tolist())])]
-    with pytest.raises(UnreadableError, match="more marks"):
-        read(state(*big, images=images), tmp_path)
-    assert time.monotonic() - started < 20
-
-
-def test_no_dicom_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "notes"
-    path.write_text("nothing here")
-    assert not dicom_gsps.recognise(path.read_bytes(), path)
-    with pytest.raises(UnreadableError, match="notes"):
-        list(dicom_gsps.read(path))
-    with pytest.raises(UnreadableError):
-        list(dicom_gsps.read(tmp_path / "missing"))

@@ -1,0 +1,142 @@
+"""AIM documents that are damaged or hostile."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.bookmark import Bookmark
+from data_prep.errors import UnreadableError
+from data_prep.readers import Rejection, aim_json, aim_xml
+from tests.data_prep.aim_objects import (
+    aim3,
+    calculation,
+    collection,
+    read_json,
+    read_xml,
+    refused,
+    shape,
+    shape3,
+    tie,
+)
+
+BOMB = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">{}]>
+<ImageAnnotation xmlns="gme://caCORE.caCORE/3.2/edu.northwestern.radiology.AIM" comment="&e9;"/>"""
+ENTITIES = "".join(f'<!ENTITY e{i} "{("&a;" if i == 0 else "&e" + str(i - 1) + ";") * 10}">' for i in range(10))
+OUTSIDE = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY x SYSTEM "file:///etc/passwd">]>
+<ImageAnnotation xmlns="gme://caCORE.caCORE/3.2/edu.northwestern.radiology.AIM"><a>&x;</a></ImageAnnotation>"""
+
+
+@pytest.mark.parametrize("document", [BOMB.format(ENTITIES), OUTSIDE], ids=["bomb", "external"])
+def test_entities_are_refused(tmp_path: Path, document: str) -> None:
+    with pytest.raises(UnreadableError, match="entities"):
+        read_xml(document, tmp_path)
+
+
+def test_deep_nesting_is_refused(tmp_path: Path) -> None:
+    root = '<ImageAnnotation xmlns="gme://caCORE.caCORE/3.2/edu.northwestern.radiology.AIM">'
+    with pytest.raises(UnreadableError):
+        read_xml(root + "<a>" * 50_000 + "</a>" * 50_000 + "</ImageAnnotation>", tmp_path)
+    path = tmp_path / "deep"
+    path.write_text('{"ImageAnnotationCollection": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(UnreadableError, match="nested"):
+        list(aim_json.read(path))
+
+
+def test_sizes_and_counts_are_limited(tmp_path: Path) -> None:
+    huge = tmp_path / "huge"
+    with huge.open("wb") as file:
+        file.write(b'{"ImageAnnotationCollection": ')
+        file.truncate(10**9)  # sparse
+    for reader in (aim_json, aim_xml):
+        with pytest.raises(UnreadableError, match="larger than"):
+            list(reader.read(huge))
+    crowd = collection(shape("TwoDimensionPolyline", [(0, 0)] * 100_001))
+    assert "100001 points" in refused(read_json(crowd, tmp_path)).reason
+
+
+@pytest.mark.parametrize("content", [b"", b"<", b"{}", b"[]", b"null", b"<a/>", b"\xff\xfe<", b"{" * 9, b"\0" * 99])
+def test_what_is_no_aim_is_said(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    for reader in (aim_json, aim_xml):
+        assert not reader.recognise(content, path)
+        with pytest.raises(UnreadableError, match="other"):
+            list(reader.read(path))
+        with pytest.raises(UnreadableError):
+            list(reader.read(tmp_path))
+
+
+def damaged(data: bytes, count: int) -> list[bytes]:
+    chance = random.Random(4)
+    made = [data[: len(data) * i // 20] for i in range(20)]
+    while len(made) < count:
+        copy_ = bytearray(data)
+        for _ in range(chance.choice([1, 3, 30])):
+            copy_[chance.randrange(len(copy_))] = chance.choice([0, 0xFF, 0x39, chance.randrange(32, 127)])
+        made.append(bytes(copy_))
+    return made
+
+
+def assert_tolerant(reader: Any, contents: list[bytes], folder: Path) -> None:
+    outcomes = set()
+    for index, content in enumerate(contents):
+        path = folder / str(index)
+        path.write_bytes(content)
+        started = time.monotonic()
+        reader.recognise(content[:4096], path)
+        try:
+            found = list(reader.read(path))
+        except UnreadableError as error:
+            outcomes.add("unreadable")
+            said = str(error)
+        else:
+            outcomes.add("read")
+            assert all(isinstance(mark, Bookmark | Rejection) for mark in found)
+            said = " ".join(mark.reason for mark in found if isinstance(mark, Rejection))
+        assert "Jörg" not in said
+        assert time.monotonic() - started < 5
+    assert outcomes == {"read", "unreadable"}
+
+
+def test_damaged_version_3_gives_a_reason_and_no_crash(tmp_path: Path) -> None:
+    assert_tolerant(aim_xml, damaged(aim3(shape3("Circle", [(5, 5), (8, 5)])).encode(), 80), tmp_path)
+
+
+def test_damaged_json_gives_a_reason_and_no_crash(tmp_path: Path) -> None:
+    made = collection(
+        shape("TwoDimensionMultiPoint", [(0, 5), (20, 5)]),
+        calculations=[calculation("Length", 20)],
+        ties=[tie("2.25.9", "2.25.1")],
+    )
+    assert_tolerant(aim_json, damaged(json.dumps(made).encode(), 80), tmp_path)
+    assert_tolerant(aim_json, [json.dumps(tree).encode() for tree in _mistyped(made)] + [b"{"], tmp_path)
+
+
+def _mistyped(tree: Any) -> list[Any]:
+    """Copies of a tree with, at every place in turn, a value of another type."""
+    made = []
+
+    def walk(node: Any, path: list[Any]) -> None:
+        values: list[Any] = [None, 7, "x", [], {}, [[]], True, 10**400]
+        for value in values:
+            changed = copy.deepcopy(tree)
+            place = changed
+            for key in path[:-1]:
+                place = place[key]
+            if path:
+                place[path[-1]] = value
+                made.append(changed)
+        if path and len(made) > 800:
+            return
+        for key, child in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+            walk(child, [*path, key])
+
+    walk(tree, [])
+    return made
