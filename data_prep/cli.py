@@ -155,8 +155,25 @@ def categorize(
         ),
     ] = None,
     clustering: Annotated[
-        str, typer.Option("--clustering", help="k-means, or spectral on a neighbour graph (slower, often cleaner).")
-    ] = "k-means",
+        str, typer.Option("--clustering", help="spectral on a neighbour graph, or k-means (often less clean).")
+    ] = "spectral",
+    rounds: Annotated[
+        int,
+        typer.Option(
+            "--rounds",
+            min=1,
+            help="At most so many rounds of clustering; before each but the first the network is fine-tuned on the "
+            "categories of the one before, which takes minutes. 1: no fine-tuning.",
+        ),
+    ] = 1,
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            help="MLflow store for the rounds' figures, e.g. sqlite:///mlruns.db. They are in OUT/rounds.json anyway.",
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="cpu, cuda or cuda:N.", show_default="cuda where there is a GPU")
     ] = None,
@@ -164,7 +181,7 @@ def categorize(
     quiet: Quiet = False,
 ) -> None:
     """Find categories of lesions without labels, and show each on a card."""
-    from data_prep.categorize import run
+    from data_prep.categorize import MiningSettings, run
     from data_prep.errors import DataPrepError
 
     if categories != "auto" and not (categories.isdecimal() and int(categories) > 0):
@@ -177,6 +194,8 @@ def categorize(
         categories=count,
         model=model,
         clustering=clustering,
+        mining=MiningSettings(rounds=rounds),
+        tracking_uri=tracking_uri,
         device=device,
         seed=seed,
         progress=not quiet,
@@ -288,6 +307,7 @@ def report(
         Path, typer.Option("--dicom", help="Folder of the DICOM images that were marked.", show_default=False)
     ],
     out: Out,
+    index: IndexFile = None,
     quiet: Quiet = False,
 ) -> None:
     """Write findings as DICOM structured reports (TID 1500) that an archive takes back."""
@@ -295,4 +315,3 @@ def report(
 
     count = run(source, dicom, out, cache=index, progress=not quiet)
     typer.echo(f"wrote {count:,} reports to {out}")
-    index: IndexFile = None,

@@ -1,10 +1,13 @@
-"""Categories without labels: crops around lesions -> features of a pretrained network -> clusters -> a categoriser.
+"""Categories without labels: crops around lesions -> features -> clusters -> the network learns them -> features ...
 
-``crops`` says what the network sees, ``backbone`` is the network, ``features`` runs it over many lesions,
-``space`` makes the features comparable, ``clustering`` and ``stability`` find the categories, ``categorizer`` is the
-result as a file, ``cards`` draws it, ``pipeline`` is the command.
+``crops`` says what the network sees, ``backbone`` is the network, ``features`` runs it over many lesions, ``space``
+makes the features comparable, ``clustering``, ``balance`` and ``stability`` find the categories.
+
+``mining`` is the loop, with ``views`` and ``finetune`` as its training and ``rounds`` as its record. ``categorizer`` is
+the result as a file, ``cards`` draws it, ``judge`` compares it with known types, ``pipeline`` is the command.
 """
 
+from data_prep.categorize.mining import MiningSettings
 from data_prep.categorize.pipeline import CategorizeSummary, run
 
-__all__ = ["CategorizeSummary", "run"]
+__all__ = ["CategorizeSummary", "MiningSettings", "run"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -21,6 +22,15 @@ ARCHITECTURE = "tf_efficientnet_lite0"
 INPUT_MEAN = 0.5
 INPUT_SD = 0.5
 """The weights were trained on (intensity in [0, 1] - 0.5) / 0.5."""
+
+
+FROZEN = 7
+"""Modules of the network that fine-tuning leaves as ImageNet made them: the stem (2) and the first five of seven
+stages. Their output at stride 16 is computed once for all rounds; what remains is a third of the multiplications and
+most of the weights."""
+
+Tail = Mapping[str, torch.Tensor]
+"""Weights of the modules after the first :data:`FROZEN`."""
 
 
 def weights_path() -> Path:
@@ -74,23 +84,64 @@ def pick_device(name: str | None) -> torch.device:
     return device
 
 
+def tail_sha256(tail: Tail) -> str:
+    """The hash of a fine-tuned tail: names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tail.items()):
+        values = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name}:{values.dtype}:{values.shape};".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
 class FeatureExtractor:
-    """Crops in, feature vectors out: the network without its classifier, after global average pooling."""
+    """Crops in, feature vectors out: the network without its classifier, after global average pooling.
+
+    Args:
+        device: see :func:`pick_device`.
+        tail: fine-tuned weights of the last stages; None leaves those of ImageNet.
+    """
 
     width = 1280
 
-    def __init__(self, device: str | None = None) -> None:
-        self.device = pick_device(device)
-        self.identity = f"{ARCHITECTURE}:{weights_sha256()}"
+    def __init__(self, device: str | torch.device | None = None, tail: Tail | None = None) -> None:
+        self.device = device if isinstance(device, torch.device) else pick_device(device)
+        self._tail = tail
+        self.identity = f"{ARCHITECTURE}:{weights_sha256()}" + (f":{tail_sha256(tail)}" if tail is not None else "")
 
     @cached_property
-    def network(self) -> nn.Module:
-        """The network on its device; built when first needed, since a run whose features are cached needs none."""
+    def network(self) -> nn.Sequential:
+        """The network on its device; built when first needed, since a run whose features are cached needs none.
+
+        Raises:
+            DataPrepError: the tail does not fit.
+        """
         network = imagenet_network()
         network.reset_classifier(0)  # type: ignore[operator]
+        modules: nn.Sequential = network.as_sequential()  # type: ignore[operator]
+        if self._tail is not None:
+            try:
+                modules[FROZEN:].load_state_dict(self._tail)
+            except RuntimeError as error:
+                raise DataPrepError(f"the categoriser's fine-tuned weights do not fit {ARCHITECTURE}") from error
         # Channels-last halves the time on a CPU.
-        moved: nn.Module = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return moved
+        moved: nn.Sequential = modules.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved.eval()
+
+    @property
+    def trunk(self) -> nn.Sequential:
+        """The modules that fine-tuning leaves alone."""
+        return self.network[:FROZEN]
+
+    @property
+    def tail(self) -> nn.Sequential:
+        """The modules that fine-tuning changes; from the trunk's output to (N, 1280)."""
+        return self.network[FROZEN:]
+
+    def prepare(self, crops: torch.Tensor) -> torch.Tensor:
+        """(N, 3, side, side) in [0, 1] -> what the network expects, on its device."""
+        batch = crops.to(self.device, torch.float32).sub(INPUT_MEAN).div(INPUT_SD)
+        return batch.contiguous(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, crops: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -102,6 +153,5 @@ class FeatureExtractor:
         Returns:
             (N, 1280) float32.
         """
-        batch = crops.to(self.device, torch.float32).sub(INPUT_MEAN).div(INPUT_SD)
-        features: torch.Tensor = self.network(batch.contiguous(memory_format=torch.channels_last))
+        features: torch.Tensor = self.network(self.prepare(crops))
         return features.cpu().numpy()

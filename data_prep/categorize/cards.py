@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 
 from data_prep.archive.png import read_hu
 from data_prep.atomic import atomic_path
-from data_prep.categorize.clustering import Array, Labels
+from data_prep.categorize.balance import Array, Labels
 from data_prep.categorize.crops import SCALES, CropSettings, crop_boxes_px, cut, window
 from data_prep.categorize.features import file_in_folder
 from data_prep.categorize.space import positions

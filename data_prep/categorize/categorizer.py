@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from data_prep.atomic import atomic_path
-from data_prep.categorize.clustering import METHODS, Array, Clustering, Labels
+from data_prep.categorize.backbone import Tail, tail_sha256
+from data_prep.categorize.balance import Array, Labels
+from data_prep.categorize.clustering import METHODS, Clustering
 from data_prep.categorize.crops import SCALES, CropSettings
 from data_prep.categorize.space import BlockWeights, FeatureSpace
 from data_prep.errors import DataPrepError
 
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 KIND = "lesion-categorizer"
+TAIL_PREFIX = "network."
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Categorizer:
     Attributes:
         crops: what the network must see.
         network: identity of the network that made the features it was fitted on.
+        tail: the network's fine-tuned weights; None where it is ImageNet's.
         space: features and position -> points.
         clustering: points -> categories.
         names: of the categories.
@@ -41,6 +46,7 @@ class Categorizer:
     clustering: Clustering
     names: tuple[str, ...]
     fitted_on: dict[str, int]
+    tail: Tail | None = None
 
     def __post_init__(self) -> None:
         space, clustering = self.space, self.clustering
@@ -60,6 +66,7 @@ class Categorizer:
             and clustering.points.shape == (len(clustering.labels), dimensions)
             and bool((clustering.labels >= 0).all() and (clustering.labels < len(self.names)).all())
             and all(np.isfinite(array).all() for array in (*arrays, clustering.centroids, clustering.points))
+            and (self.tail is None or self.network.endswith(":" + tail_sha256(self.tail)))
         )
         if not good:
             raise ValueError("the parts of this categoriser do not fit together")
@@ -82,6 +89,7 @@ class Categorizer:
             "network": self.network,
             "weights": asdict(self.space.weights),
             "clustering": self.clustering.method,
+            "repairs": self.clustering.repairs,
             "names": list(self.names),
             "fitted_on": self.fitted_on,
         }
@@ -96,6 +104,7 @@ class Categorizer:
             "labels": self.clustering.labels,
         }
         arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        arrays |= {TAIL_PREFIX + name: tensor.numpy() for name, tensor in (self.tail or {}).items()}
         with atomic_path(path) as temporary:
             save_file(arrays, temporary, metadata={"categorizer": json.dumps(header, sort_keys=True)})
 
@@ -127,13 +136,16 @@ class Categorizer:
     def _from_parts(cls, header: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Categorizer:
         if header["kind"] != KIND:
             raise ValueError("another kind of file")
-        numbers = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items() if name != "labels"}
-        space = FeatureSpace(
-            BlockWeights(**header["weights"]),
-            *(numbers[name] for name in ("mean", "sd", "projection", "position_mean", "position_sd")),
-        )
+        named = ("mean", "sd", "projection", "position_mean", "position_sd", "centroids", "points")
+        *parts, centroids, points = (np.asarray(arrays[name], dtype=np.float64) for name in named)
+        space = FeatureSpace(BlockWeights(**header["weights"]), *parts)
         labels = np.asarray(arrays["labels"], dtype=np.int32)
-        clustering = Clustering(header["clustering"], numbers["centroids"], numbers["points"], labels)
+        clustering = Clustering(header["clustering"], centroids, points, labels, int(header["repairs"]))
+        tail = {
+            name.removeprefix(TAIL_PREFIX): torch.from_numpy(array)
+            for name, array in arrays.items()
+            if name.startswith(TAIL_PREFIX)
+        }
         return cls(
             CropSettings(**header["crops"]),
             str(header["network"]),
@@ -141,4 +153,5 @@ class Categorizer:
             clustering,
             tuple(map(str, header["names"])),
             {str(key): int(value) for key, value in header["fitted_on"].items()},
+            tail or None,
         )

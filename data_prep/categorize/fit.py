@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.categorize.backbone import Tail
 from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.clustering import fit_clustering
 from data_prep.categorize.crops import CropSettings
@@ -49,6 +50,7 @@ def fit_categorizer(
     weights: BlockWeights | None = None,
     method: str = "k-means",
     seed: int = 0,
+    tail: Tail | None = None,
     progress: bool = True,
 ) -> tuple[Categorizer, list[Stability]]:
     """Fit the space and the clustering.
@@ -63,6 +65,7 @@ def fit_categorizer(
         weights: of the blocks.
         method: "k-means" or "spectral".
         seed: of the clustering and of the halves.
+        tail: the network's fine-tuned weights, kept in the categoriser.
 
     Returns:
         The categoriser, and the stability curve (empty unless ``categories`` is "auto").
@@ -85,4 +88,4 @@ def fit_categorizer(
     clustering, _ = fit_clustering(X, categories, method=method, seed=seed)
     names = tuple(f"category-{number}" for number in range(categories))
     fitted_on = {"lesions": len(lesions), "patients": len(set(patients)), "seed": seed}
-    return Categorizer(crops, network, space, clustering, names, fitted_on), curve
+    return Categorizer(crops, network, space, clustering, names, fitted_on, tail), curve

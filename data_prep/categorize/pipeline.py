@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from data_prep.atomic import make_folder, write_json
@@ -22,6 +23,8 @@ from data_prep.categorize.clustering import METHODS
 from data_prep.categorize.crops import CropSettings, stated_spacing_mm
 from data_prep.categorize.features import extract
 from data_prep.categorize.fit import fit_categorizer, may_be_fitted, training_patients
+from data_prep.categorize.mining import MiningSettings, Result, mine
+from data_prep.categorize.rounds import Round, Rounds, Tracking, write_rounds
 from data_prep.categorize.space import BlockWeights, positions
 from data_prep.categorize.stability import Stability
 from data_prep.errors import DataPrepError
@@ -55,6 +58,9 @@ class CategorizeSummary:
         clustering: the method.
         stability: the curve, where the number of categories was chosen by it.
         uses_position: whether the normalised location takes part.
+        repairs: categories that were too small or too large and made anew.
+        rounds: of mining; 0 with a given model.
+        round_taken: the round whose network made the features; 0 with a given model.
         assumed_spacing: labelled lesions whose image states no pixel spacing, so that a usual one was assumed.
         messages: one a slice or lesion that could not be used.
         computed: lesions whose features were not in the cache.
@@ -69,6 +75,9 @@ class CategorizeSummary:
     clustering: str
     stability: list[Stability] = field(default_factory=list)
     uses_position: bool
+    repairs: int
+    rounds: int
+    round_taken: int
     assumed_spacing: int
     messages: list[str] = field(default_factory=list)
     computed: int = 0
@@ -84,18 +93,20 @@ def run(
     model: Path | None = None,
     seed: int = 0,
     progress: bool = True,
-    clustering: str = "k-means",
+    clustering: str = "spectral",
     crops: CropSettings | None = None,
     weights: BlockWeights | None = None,
     device: str | None = None,
     batch_size: int = 96,
+    mining: MiningSettings | None = None,
+    tracking_uri: str | None = None,
 ) -> CategorizeSummary:
     """Sort lesions into categories that nobody labelled.
 
     Only lesions of training patients are fitted, without possibly noisy ones and detections that nobody accepted; every
     lesion with an image and a box is labelled. With ``model`` nothing is fitted. Writes ``categories.parquet``,
-    ``categorizer.safetensors``, ``cards.png``, ``summary.json`` and the cache ``features/`` into ``out``; run again, it
-    goes on from the cache.
+    ``categorizer.safetensors``, ``cards.png``, ``summary.json``, ``rounds.json``, ``rounds.png`` and the caches
+    ``features/`` and ``mining/`` into ``out``; run again, it goes on from the caches.
 
     Args:
         lesions: ``lesions.parquet``.
@@ -104,11 +115,13 @@ def run(
         categories: how many, or "auto": the number at which two halves of the patients agree best.
         model: a ``categorizer.safetensors``, to label new lesions as an earlier run did.
         seed: same seed, same machine, same categories.
-        clustering: "k-means" or "spectral".
+        clustering: "spectral" or "k-means".
         crops: what the network sees.
         weights: of the blocks.
         device: "cpu", "cuda"; None takes the GPU where there is one.
         batch_size: crops at a time.
+        mining: how the network is fine-tuned on the categories, and for how many rounds.
+        tracking_uri: of an MLflow store for the rounds' figures; None logs none.
 
     Raises:
         DataPrepError: an input is missing or of the wrong kind, or too few lesions are left to fit.
@@ -126,7 +139,7 @@ def run(
     make_folder(out)
 
     usable, left_out = select(rows)
-    extractor = FeatureExtractor(device)
+    extractor = FeatureExtractor(device, None if fitted is None else fitted.tail)
     if fitted is not None and fitted.network != extractor.identity:
         raise DataPrepError(f"{model}: fitted on features of another network; fit again without --model")
     settings = crops or CropSettings() if fitted is None else fitted.crops
@@ -138,23 +151,46 @@ def run(
         raise DataPrepError(f"{lesions}: no lesion can be categorised ({reasons})")
 
     curve: list[Stability] = []
+    mined: Rounds | None = None
     shown = np.arange(len(kept))
     if fitted is None:
         patient_of = training_patients(rows)
         fit = [i for i, v in enumerate(kept) if v.lesion_id in patient_of and may_be_fitted(v)]
         shown = np.array(fit, dtype=np.intp)
+        to_fit = [kept[i] for i in fit]
+        options: _FitOptions = {
+            "patients": [patient_of[lesion.lesion_id] for lesion in to_fit],
+            "crops": settings,
+            "weights": weights,
+            "method": clustering,
+            "seed": seed,
+            "progress": progress,
+        }
         fitted, curve = fit_categorizer(
-            [kept[i] for i in fit],
-            found.features[shown],
-            categories,
-            patients=[patient_of[kept[i].lesion_id] for i in fit],
-            crops=settings,
-            network=extractor.identity,
-            weights=weights,
-            method=clustering,
-            seed=seed,
-            progress=progress,
+            to_fit, found.features[shown], categories, network=extractor.identity, **options
         )
+        result = _mine(
+            to_fit, found.features[shown], len(fitted.names), images, out, extractor, mining, tracking_uri, options
+        )
+        mined = result.rounds
+        if result.tail is not None:
+            extractor = FeatureExtractor(extractor.device, result.tail)
+            again = extract(
+                kept, images, extractor, settings, out / "features", batch_size=batch_size, progress=progress
+            )
+            if len(again.kept) != len(kept):
+                raise DataPrepError(f"{images}: slices changed or vanished during the run; run it again")
+            again.computed += found.computed
+            again.messages = found.messages
+            found = again
+            fitted, _ = fit_categorizer(
+                to_fit,
+                found.features[shown],
+                len(fitted.names),
+                network=extractor.identity,
+                tail=result.tail,
+                **options,
+            )
     labels, distances = fitted.assign(found.features, positions(kept))
 
     summary = CategorizeSummary(
@@ -166,6 +202,9 @@ def run(
         clustering=fitted.clustering.method,
         stability=curve,
         uses_position=fitted.space.uses_position,
+        repairs=fitted.clustering.repairs,
+        rounds=0 if mined is None else len(mined.rounds),
+        round_taken=0 if mined is None else mined.taken,
         assumed_spacing=sum(stated_spacing_mm(lesion) is None for lesion in kept),
         messages=found.messages[:100],
         computed=found.computed,
@@ -178,6 +217,60 @@ def run(
     _write_categories(kept, labels.tolist(), distances.tolist(), fitted.names, out / "categories.parquet")
     summary.seconds = time.monotonic() - started
     return summary
+
+
+class _FitOptions(TypedDict):
+    patients: list[str]
+    crops: CropSettings
+    weights: BlockWeights | None
+    method: str
+    seed: int
+    progress: bool
+
+
+def _mine(
+    lesions: Sequence[Lesion],
+    features: npt.NDArray[np.float16],
+    categories: int,
+    images: Path,
+    out: Path,
+    extractor: FeatureExtractor,
+    settings: MiningSettings | None,
+    tracking_uri: str | None,
+    options: _FitOptions,
+) -> Result:
+    """Run the loop, with its files and its MLflow run."""
+    settings = settings or MiningSettings()
+    tracking: Tracking | None = None
+
+    def report(mark: str, one: Round) -> None:
+        nonlocal tracking
+        if tracking_uri is not None and tracking is None:
+            params: dict[str, object] = {
+                "lesions": len(lesions),
+                "patients": len(set(options["patients"])),
+                "categories": categories,
+            }
+            params |= {"clustering": options["method"], "seed": options["seed"]}
+            tracking = Tracking(tracking_uri, out, mark, params | asdict(settings))
+        if tracking is not None:
+            tracking.log(one)
+
+    result = mine(
+        lesions,
+        features,
+        categories=categories,
+        images=images,
+        folder=out / "mining",
+        extractor=extractor,
+        settings=settings,
+        report=report,
+        **options,
+    )
+    written = write_rounds(result.rounds, out)
+    if tracking is not None:
+        tracking.finish(written, result.rounds)
+    return result
 
 
 def refuse_json(path: Path) -> None:

@@ -32,7 +32,7 @@ class BlockWeights:
     near: float = 1.0
     far: float = 1.0
     position: float = 0.7
-    components: int = 16
+    components: int = 32
 
     def __post_init__(self) -> None:
         weights = [getattr(self, f.name) for f in fields(self)]
@@ -83,14 +83,15 @@ class FeatureSpace:
         if len(features) < 2:
             raise ValueError("a feature space needs at least two lesions")
         means, sds, projections = [], [], []
-        count = min(weights.components, len(features) - 1)
+        count = min(weights.components, len(features) - 1, features.shape[2])
         for block in range(len(SCALES)):
             x = features[:, block].astype(np.float64)
             mean, sd = x.mean(axis=0), x.std(axis=0)
             sd[sd < 1e-6] = 1.0
             # The covariance solver is exact, has no random part, and is fast for many more lesions than features.
             solver = "covariance_eigh" if len(x) > x.shape[1] else "full"
-            pca = PCA(n_components=count, svd_solver=solver).fit((x - mean) / sd)
+            with np.errstate(invalid="ignore"):  # features that are all constant have no variance to explain
+                pca = PCA(n_components=count, svd_solver=solver).fit((x - mean) / sd)
             means.append(mean)
             sds.append(sd)
             projections.append(pca.components_)

@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 from tqdm import tqdm
 
-from data_prep.categorize.clustering import Array, fit_clustering
+from data_prep.categorize.balance import Array
+from data_prep.categorize.clustering import fit_clustering
 from data_prep.errors import DataPrepError
 
 RANGE = (3, 12)

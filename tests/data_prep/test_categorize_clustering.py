@@ -12,7 +12,7 @@ import skimage.data
 import timm
 import torch
 from safetensors.numpy import load_file, save_file
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.datasets import make_blobs, make_moons
 from sklearn.metrics import adjusted_rand_score
 
@@ -180,6 +180,14 @@ def test_spectral_follows_shapes_that_k_means_cuts() -> None:
     assert scores["spectral"] > 0.95 > 0.6 > scores["k-means"]
 
 
+@pytest.mark.parametrize("count", [300, 900])
+def test_spectral_cuts_as_scikit_learn_does(count: int) -> None:
+    """Overlapping blobs, by all eigenvectors (300) and by Lanczos (900)."""
+    X, _ = make_blobs(count, n_features=4, centers=4, cluster_std=2.0, center_box=(-6, 6), random_state=1)
+    oracle = SpectralClustering(4, affinity="nearest_neighbors", n_neighbors=20, random_state=0).fit_predict(X)
+    assert adjusted_rand_score(oracle, fit_clustering(X, 4, method="spectral")[1]) > 0.98
+
+
 def test_too_few_different_lesions_are_refused() -> None:
     with pytest.raises(DataPrepError, match="2 different lesions cannot make 3"):
         fit_clustering(np.repeat(np.eye(2), 10, axis=0), 3)
@@ -281,7 +289,7 @@ def test_damaged_files_are_refused(fitted: Categorizer, tmp_path: Path) -> None:
         refuse()
     write([], arrays)
     refuse()
-    write({**header, "schema_version": 2}, arrays)
-    refuse("version 2")
+    write({**header, "schema_version": 1}, arrays)
+    refuse("version 1")
     path.unlink()
     refuse("no such categoriser")
