@@ -381,6 +381,7 @@ def test_features_that_collapse_end_the_loop(monkeypatch: pytest.MonkeyPatch, tm
             extractor=FeatureExtractor("cpu"),
             crops=CROPS,
             progress=False,
+            settings=MiningSettings(rounds=3),
         )
     assert result.rounds.stopped == "the features of round 2 collapsed"
     assert result.rounds.taken == 1
