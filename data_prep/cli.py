@@ -210,6 +210,61 @@ def categorize(
 
 
 @app.command()
+def search(
+    lesions: LesionsFile,
+    images: PngFolder,
+    out: Out,
+    categories: Annotated[
+        Path | None,
+        typer.Option(
+            "--categories",
+            help="Folder that `categorize` wrote, with categorizer.safetensors; --like needs it.",
+            show_default=False,
+        ),
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="LESION_ID", help="Find lesions that look like this one.", show_default=False),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--text", metavar="WORDS", help="Find lesions whose bookmarks hold these words.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many lesions to find.")] = 20,
+    other_patients: Annotated[
+        bool, typer.Option("--other-patients", help="With --like: leave out lesions of the same patient.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda or cuda:N.", show_default="cuda where there is a GPU")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find lesions that look like a given one, or whose bookmarks say given words, and show them on a sheet.
+
+    With both, lesions are ranked by the mean of the two similarities. Writes hits.csv and hits.png.
+    """
+    from data_prep.categorize.search import search as run
+
+    summary = run(
+        lesions,
+        images,
+        out,
+        categories=categories,
+        like=like,
+        text=text,
+        count=count,
+        other_patients=other_patients,
+        device=device,
+        progress=not quiet,
+    )
+    for line in summary.lines():
+        typer.echo(line)
+    typer.echo(f"wrote hits.csv and hits.png to {out}")
+
+
+@app.command()
 def datalist(
     lesions: LesionsFile,
     images: PngFolder,

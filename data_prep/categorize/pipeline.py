@@ -17,16 +17,20 @@ import pyarrow as pa
 from data_prep.atomic import make_folder, write_json
 from data_prep.bookmark import SCHEMA_VERSION, write_table
 from data_prep.categorize.backbone import FeatureExtractor
-from data_prep.categorize.cards import draw_cards
+from data_prep.categorize.balance import Array, Labels
+from data_prep.categorize.cards import draw_cards, make_cards
 from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.clustering import METHODS
 from data_prep.categorize.crops import CropSettings, stated_spacing_mm
 from data_prep.categorize.features import extract
 from data_prep.categorize.fit import fit_categorizer, may_be_fitted, training_patients
 from data_prep.categorize.mining import MiningSettings, Result, mine
+from data_prep.categorize.names import propose_names
+from data_prep.categorize.page import PAGE_FILE, write_page
 from data_prep.categorize.rounds import Round, Rounds, Tracking, write_rounds
 from data_prep.categorize.space import BlockWeights, positions
 from data_prep.categorize.stability import Stability
+from data_prep.category_names import NAMES_FILE, fingerprint, read_names, settle_names
 from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion, read_lesions
 
@@ -105,8 +109,9 @@ def run(
 
     Only lesions of training patients are fitted, without possibly noisy ones and detections that nobody accepted; every
     lesion with an image and a box is labelled. With ``model`` nothing is fitted. Writes ``categories.parquet``,
-    ``categorizer.safetensors``, ``cards.png``, ``summary.json``, ``rounds.json``, ``rounds.png`` and the caches
-    ``features/`` and ``mining/`` into ``out``; run again, it goes on from the caches.
+    ``categorizer.safetensors``, ``categories.yaml`` (the names; kept where it was edited), ``categories.html``,
+    ``cards.png``, ``summary.json``, ``rounds.json``, ``rounds.png`` and the caches ``features/`` and ``mining/`` into
+    ``out``; run again, it goes on from the caches.
 
     Args:
         lesions: ``lesions.parquet``.
@@ -137,6 +142,8 @@ def run(
     if not images.is_dir():
         raise DataPrepError(f"{images}: no such images folder; give the folder that `image` paths start from")
     make_folder(out)
+    if (out / NAMES_FILE).exists():
+        read_names(out / NAMES_FILE)  # what is wrong with it is said before the long work
 
     usable, left_out = select(rows)
     extractor = FeatureExtractor(device, None if fitted is None else fitted.tail)
@@ -210,11 +217,13 @@ def run(
         computed=found.computed,
     )
     fitted.save(out / MODEL_FILE)
-    draw_cards(
-        [kept[i] for i in shown], labels[shown], distances[shown], fitted.names, images, settings, out / "cards.png"
-    )
+    some = [kept[i] for i in shown]
+    points = fitted.space.transform(found.features[shown], positions(some))
+    note = _write_cards(some, labels[shown], points, fitted, images, model, out)
+    if note is not None:
+        summary.messages.insert(0, note)
     write_json(out / "summary.json", _as_json(summary))
-    _write_categories(kept, labels.tolist(), distances.tolist(), fitted.names, out / "categories.parquet")
+    _write_categories(kept, labels.tolist(), distances.tolist(), fitted.names, out)
     summary.seconds = time.monotonic() - started
     return summary
 
@@ -322,8 +331,30 @@ def _as_json(summary: CategorizeSummary) -> dict[str, object]:
     return {"schema_version": SCHEMA_VERSION, **values}
 
 
+def _write_cards(
+    lesions: Sequence[Lesion],
+    labels: Labels,
+    points: Array,
+    fitted: Categorizer,
+    images: Path,
+    model: Path | None,
+    out: Path,
+) -> str | None:
+    """Names, page and picture of the categories; a message where proposed names could not take their place."""
+    settings, count = fitted.crops, len(fitted.names)
+    proposals = propose_names(lesions, labels, count, images, settings)
+    proposed, reasons = [v.name for v in proposals], [v.reason for v in proposals]
+    names, note = settle_names(out, proposed, reasons, fingerprint(out / MODEL_FILE), model=model)
+    cards = make_cards(lesions, labels, points, fitted.clustering.centroids, names, proposals)
+    summary = f"{len(lesions):,} lesions of {len({v.patient_id for v in lesions}):,} patients in {count} categories, "
+    summary += "which were found in these lesions." if model is None else "as an earlier run found them."
+    draw_cards(cards, lesions, images, settings, out / "cards.png")
+    write_page(cards, lesions, images, settings, summary, out / PAGE_FILE)
+    return note
+
+
 def _write_categories(
-    lesions: Sequence[Lesion], labels: list[int], distances: list[float], names: Sequence[str], path: Path
+    lesions: Sequence[Lesion], labels: list[int], distances: list[float], names: Sequence[str], out: Path
 ) -> None:
     columns = [
         [lesion.lesion_id for lesion in lesions],
@@ -333,4 +364,7 @@ def _write_categories(
         distances,
     ]
     arrays = [pa.array(values, type=f.type) for values, f in zip(columns, CATEGORY_SCHEMA, strict=True)]
-    write_table(pa.Table.from_arrays(arrays, schema=CATEGORY_SCHEMA), path)
+    # Which names in `categories.yaml` are names of these categories, and how many there are though some be empty here.
+    stated = {"categorizer": fingerprint(out / MODEL_FILE), "categories": str(len(names))}
+    schema = CATEGORY_SCHEMA.with_metadata({**CATEGORY_SCHEMA.metadata, **stated})
+    write_table(pa.Table.from_arrays(arrays, schema=schema), out / "categories.parquet")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep import frames
+from data_prep.category_names import MAX_CATEGORIES, NAMES_FILE, name_problem, read_names
 from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion
 from data_prep.splits import split_of
@@ -61,10 +62,13 @@ class Categories:
 def read_categories(path: str | PathLike[str]) -> Categories:
     """Read ``categories.parquet`` (columns ``lesion_id``, ``category`` 0-based, ``category_name``).
 
+    Where ``categories.yaml`` lies beside it, its names go before those of the column.
+
     Raises:
-        DataPrepError: no such file, not Parquet, a missing column, a label below 0 or missing, or a label with two
-            names.
+        DataPrepError: no such file, not Parquet, a missing column, a label below 0 or missing, a label with two
+            names or one that cannot be a name; or ``categories.yaml`` is not a good one, or is of another run.
     """
+    path = Path(path)
     try:
         table = pq.read_table(path)
     except FileNotFoundError as error:
@@ -78,14 +82,36 @@ def read_categories(path: str | PathLike[str]) -> Categories:
     names: dict[int, str] = {}
     rows = (table[name].to_pylist() for name in ("lesion_id", "category", "category_name"))
     for lesion_id, label, name in zip(*rows, strict=True):
-        if not isinstance(label, int) or label < 0:
+        if not isinstance(label, int) or not 0 <= label < MAX_CATEGORIES:
             raise DataPrepError(f"{path}: lesion {lesion_id} has the label {label}; labels are 0, 1, 2, ...")
+        if label not in names and (problem := name_problem(name)):
+            raise DataPrepError(f"{path}: the name of category {label} {problem}")
         if names.setdefault(label, str(name)) != str(name):
             raise DataPrepError(f"{path}: category {label} has two names, {names[label]!r} and {name!r}")
         labels[str(lesion_id)] = label
     if not labels:
         raise DataPrepError(f"{path}: holds no category")
-    return Categories(tuple(names.get(i, f"category-{i}") for i in range(max(names) + 1)), labels)
+    stated = table.schema.metadata or {}
+    count, said = max(names) + 1, stated.get(b"categories", b"")
+    if said.isdigit() and len(said) < 9 and count < int(said) <= MAX_CATEGORIES:
+        count = int(said)  # the last categories may have no lesion here
+    in_use = tuple(names.get(i, f"category-{i}") for i in range(count))
+    return Categories(_named(in_use, path.with_name(NAMES_FILE), stated.get(b"categorizer")), labels)
+
+
+def _named(names: tuple[str, ...], file: Path, categorizer: bytes | None) -> tuple[str, ...]:
+    """``names`` with those of the names file, if there is one."""
+    if not file.is_file():
+        return names
+    given = read_names(file)
+    if not given.belong_to(None if categorizer is None else categorizer.decode("ascii", "replace"), MAX_CATEGORIES):
+        raise DataPrepError(
+            f"{file}: these are names of another run's categories; use those that `categorize` proposed beside it "
+            "instead, or delete the file"
+        )
+    if not given.belong_to(None, len(names)):
+        raise DataPrepError(f"{file}: there is no category {max(given.names)}; they are 0 to {len(names) - 1}")
+    return given.over(names)
 
 
 def select(lesions: Iterable[Lesion], images: str | PathLike[str], categories: Categories | None = None) -> Selection:
