@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 FindImage = Callable[[str, int | None], "ImageRecord | None"]
 """SOP instance UID and frame number -> the image, or None."""
 
-BUCKET_ROWS = 20_000
+BUCKET_ROWS = 1_000  # merged at a time: marks and lesions as objects cost about 8 kB a row
+_BATCH_ROWS = 20_000  # read at a time, as columns
 _MOST_BUCKETS = 200  # files open at a time
 
 # Hardly a value comes twice within a column of a row group, so dictionaries would cost time and space.
@@ -145,7 +146,7 @@ def _some_rows(part: Path, columns: list[str]) -> Iterator[pa.Table]:
     file = pq.ParquetFile(part)
     if not file.metadata.num_rows:
         yield file.read(columns=columns)
-    for batch in file.iter_batches(batch_size=BUCKET_ROWS, columns=columns):
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
         yield pa.Table.from_batches([batch])
 
 
@@ -170,7 +171,7 @@ def _identities(table: pa.Table) -> pa.Table:
 
 def _patients(who: pa.Table, find_image: FindImage | None) -> Patients:
     patients = Patients()
-    batches = (batch.select([*_WHO, "split"]) for batch in who.to_batches(max_chunksize=BUCKET_ROWS))
+    batches = (batch.select([*_WHO, "split"]) for batch in who.to_batches(max_chunksize=_BATCH_ROWS))
     rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
     for *identity, split in rows:
         patients.add(identity, split)
@@ -214,7 +215,7 @@ def _dealt(parts: Sequence[Path], buckets: npt.NDArray[np.int64], work: Path, re
             writers = [stack.enter_context(pa.ipc.new_file(str(name), BOOKMARK_SCHEMA)) for name in names]
             start = 0
             for part in parts:
-                for batch in pq.ParquetFile(part).iter_batches(batch_size=BUCKET_ROWS):
+                for batch in pq.ParquetFile(part).iter_batches(batch_size=_BATCH_ROWS):
                     place = buckets[start : start + batch.num_rows]
                     start += batch.num_rows
                     for number in np.unique(place):
