@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.bookmark import Bookmark
 from data_prep.errors import UnreadableError
-from data_prep.readers import Rejection, aim_json, aim_xml
+from data_prep.readers import aim_json, aim_xml
 from tests.data_prep.aim_objects import (
     aim3,
+    assert_tolerant,
     calculation,
     collection,
+    damaged,
     read_json,
     read_xml,
     refused,
@@ -71,38 +70,6 @@ def test_what_is_no_aim_is_said(tmp_path: Path, content: bytes) -> None:
             list(reader.read(path))
         with pytest.raises(UnreadableError):
             list(reader.read(tmp_path))
-
-
-def damaged(data: bytes, count: int) -> list[bytes]:
-    chance = random.Random(4)
-    made = [data[: len(data) * i // 20] for i in range(20)]
-    while len(made) < count:
-        copy_ = bytearray(data)
-        for _ in range(chance.choice([1, 3, 30])):
-            copy_[chance.randrange(len(copy_))] = chance.choice([0, 0xFF, 0x39, chance.randrange(32, 127)])
-        made.append(bytes(copy_))
-    return made
-
-
-def assert_tolerant(reader: Any, contents: list[bytes], folder: Path) -> None:
-    outcomes = set()
-    for index, content in enumerate(contents):
-        path = folder / str(index)
-        path.write_bytes(content)
-        started = time.monotonic()
-        reader.recognise(content[:4096], path)
-        try:
-            found = list(reader.read(path))
-        except UnreadableError as error:
-            outcomes.add("unreadable")
-            said = str(error)
-        else:
-            outcomes.add("read")
-            assert all(isinstance(mark, Bookmark | Rejection) for mark in found)
-            said = " ".join(mark.reason for mark in found if isinstance(mark, Rejection))
-        assert "Jörg" not in said
-        assert time.monotonic() - started < 5
-    assert outcomes == {"read", "unreadable"}
 
 
 def test_damaged_version_3_gives_a_reason_and_no_crash(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +14,12 @@ from hypothesis import strategies as st
 from pydicom import Dataset
 
 from data_prep.bookmark import Bookmark
-from data_prep.errors import DataPrepError, UnreadableError
-from data_prep.readers import Rejection, aim_xml
+from data_prep.errors import DataPrepError
+from data_prep.readers import aim_xml
 from data_prep.writers.aim_xml import build_annotations
+from tests.data_prep.aim_objects import IMAGE_UID, assert_tolerant, damaged, only, read_xml
 
 CREATED = datetime.datetime(2020, 1, 2, 3, 4, 5)
-IMAGE_UID = "2.25.11"
-
-
-def read_xml(document: bytes | str, folder: Path) -> list[Bookmark | Rejection]:
-    path = folder / "aim"
-    path.write_bytes(document if isinstance(document, bytes) else document.encode())
-    assert aim_xml.recognise(path.read_bytes()[:4096], path)
-    return list(aim_xml.read(path))
-
-
-def only(found: list[Bookmark | Rejection]) -> Bookmark:
-    (mark,) = found
-    assert isinstance(mark, Bookmark), mark
-    return mark
 
 
 def ct_image(uid: str = IMAGE_UID, **more: Any) -> Dataset:
@@ -145,38 +130,6 @@ def test_what_cannot_be_written_is_said(wrong: Any, images: Any, message: str) -
     with pytest.raises(DataPrepError, match=message) as caught:
         build_annotations(wrong, images, created=CREATED, uid="2.25.9")
     assert "Jörg" not in str(caught.value)
-
-
-def damaged(data: bytes, count: int) -> list[bytes]:
-    chance = random.Random(4)
-    made = [data[: len(data) * i // 20] for i in range(20)]
-    while len(made) < count:
-        copy_ = bytearray(data)
-        for _ in range(chance.choice([1, 3, 30])):
-            copy_[chance.randrange(len(copy_))] = chance.choice([0, 0xFF, 0x39, chance.randrange(32, 127)])
-        made.append(bytes(copy_))
-    return made
-
-
-def assert_tolerant(reader: Any, contents: list[bytes], folder: Path) -> None:
-    outcomes = set()
-    for index, content in enumerate(contents):
-        path = folder / str(index)
-        path.write_bytes(content)
-        started = time.monotonic()
-        reader.recognise(content[:4096], path)
-        try:
-            found = list(reader.read(path))
-        except UnreadableError as error:
-            outcomes.add("unreadable")
-            said = str(error)
-        else:
-            outcomes.add("read")
-            assert all(isinstance(mark, Bookmark | Rejection) for mark in found)
-            said = " ".join(mark.reason for mark in found if isinstance(mark, Rejection))
-        assert "Jörg" not in said
-        assert time.monotonic() - started < 5
-    assert outcomes == {"read", "unreadable"}
 
 
 def test_damaged_xml_gives_a_reason_and_no_crash(tmp_path: Path) -> None:

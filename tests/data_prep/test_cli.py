@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from data_prep import __main__, cli
 from data_prep.archive.png import write_hu
 
-COMMANDS = ("phantom", "harvest", "export", "categorize", "datalist", "coco", "review", "report")
+COMMANDS = ("phantom", "harvest", "export", "categorize", "search", "datalist", "coco", "review", "report")
 
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
