@@ -206,7 +206,9 @@ def categorize(
         typer.echo(f"{name:24} {size:>7,} lesions")
     for reason, size in sorted(summary.left_out.items()):
         typer.echo(f"left out: {size:,} ({reason})")
-    typer.echo(f"wrote categories.parquet and the category cards to {out}")
+    typer.echo(
+        f"wrote categories.parquet to {out}; look at {out / 'categories.html'}, edit names in categories.yaml beside"
+    )
 
 
 @app.command()

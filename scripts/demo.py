@@ -207,7 +207,7 @@ def where_to_look(work: Path, inference: bool) -> str:
     places = [
         ("overlay pictures", report / "overlays.png"),
         ("FROC plot", report / "froc.png"),
-        ("category cards", work / "categories" / "cards.png"),
+        ("categories, as a page", work / "categories" / "categories.html"),
     ]
     if inference:
         places.append(("findings on an unseen series", work / "inference" / "detections.json"))

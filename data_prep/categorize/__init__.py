@@ -4,7 +4,9 @@
 makes the features comparable, ``clustering``, ``balance`` and ``stability`` find the categories.
 
 ``mining`` is the loop, with ``views`` and ``finetune`` as its training and ``rounds`` as its record. ``categorizer`` is
-the result as a file, ``cards`` draws it, ``judge`` compares it with known types, ``pipeline`` is the command.
+the result as a file, ``names`` proposes names, ``cards`` and ``page`` show it, ``judge`` compares it with known types,
+``pipeline`` is the command. ``search`` finds alike lesions: ``retrieval`` ranks and judges, ``words`` compares texts,
+``sheet`` draws.
 """
 
 from data_prep.categorize.mining import MiningSettings

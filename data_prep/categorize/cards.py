@@ -112,10 +112,10 @@ def make_cards(
                 name,
                 proposal,
                 members,
-                len({lesions[i].patient_id for i in members}),
+                len({lesions[i].patient_id for i in members.tolist()}),
                 chosen,
                 [(i, int(rivals[i])) for i in borderline],
-                frequent_words([lesions[i] for i in members]),
+                frequent_words([lesions[i] for i in members.tolist()]),
             )
         )
     return cards

@@ -50,7 +50,9 @@ BONE_HU = 250.0
 CLIPPED_HU = -200.0
 """A slice without a voxel below this has been clipped: air, lung and fat are all its lowest value."""
 
-MIN_BONE, MIN_SOLID = 0.2, 0.7
+MIN_BONE, MIN_SOLID, MIN_CLIPPED_AIR = 0.1, 0.7, 0.6
+"""Shares from which a lesion lies in bone, in a solid organ, and on a clipped slice in lung: fat around a lymph node is
+as dark there. Like the heights below set by looking at slices of training patients, without their types."""
 
 CHEST_Z, ABDOMEN_Z, PELVIS_Z = 0.3, 0.55, 0.75
 """Normalised heights (0 head, 1 foot) at which these begin: the thoracic inlet, the dome of the diaphragm, the iliac
@@ -208,7 +210,8 @@ def place_of(seen: Surroundings, lesion: Lesion) -> str | None:
     """Where a lesion lies; the first line that is true decides (the table in docs/categories.md)."""
     region = region_of(lesion.norm_z)
     x = lesion.norm_x if lesion.norm_x is not None and math.isfinite(lesion.norm_x) else None
-    if seen.air >= MAJORITY and (not seen.clipped or region == "chest"):
+    dark = seen.air >= (MIN_CLIPPED_AIR if seen.clipped else MAJORITY)
+    if dark and (not seen.clipped or region == "chest"):
         return "lung"
     if seen.bone >= MIN_BONE:
         return "bone"
@@ -220,7 +223,7 @@ def place_of(seen: Surroundings, lesion: Lesion) -> str | None:
         return "mediastinum"
     if region is not None:
         return region
-    if seen.clipped and seen.air >= MAJORITY:
+    if dark:
         return "air or fat"
     if seen.fat >= MAJORITY:
         return "fat"
@@ -246,7 +249,7 @@ def propose_names(
     drawn: list[int] = []
     for category in range(count):
         members = np.flatnonzero(labels == category)
-        spoken = _by_words([lesions[i] for i in members])
+        spoken = _by_words([lesions[i] for i in members.tolist()])
         if spoken is not None:
             proposals[category] = spoken
             continue
@@ -291,8 +294,7 @@ def _by_words(lesions: Sequence[Lesion]) -> Proposal | None:
     if votes[organ] < MAJORITY * len(speaking):
         return None
     voters = [lesions[index] for index in speaking if organ in named[index]]
-    reason = f"the words of {votes[organ]} of the {len(speaking)} lesions that name an organ"
-    return Proposal(_with_side(organ, voters), reason)
+    return _with_side(organ, voters, f"{len(speaking)} lesions whose words name an organ")
 
 
 def _by_place(seen: Sequence[tuple[Lesion, str | None]], category: int) -> Proposal:
@@ -306,14 +308,14 @@ def _by_place(seen: Sequence[tuple[Lesion, str | None]], category: int) -> Propo
     if number < MAJORITY * len(seen):
         said = ", ".join(f"{name} {votes}" for name, votes in most[:3])
         return Proposal(f"mixed {category}", f"no place holds half of the {len(seen)} lesions looked at ({said})")
-    name = _with_side(place, [lesion for lesion, where in seen if where == place])
-    return Proposal(name, f"the place of {number} of {len(seen)} lesions looked at")
+    return _with_side(place, [lesion for lesion, where in seen if where == place], f"{len(seen)} lesions looked at")
 
 
-def _with_side(place: str, lesions: Sequence[Lesion]) -> str:
+def _with_side(place: str, lesions: Sequence[Lesion], of: str) -> Proposal:
     """``place``, with "right" or "left" before it where most of the lesions lie on one side."""
+    reason = f"{place}: {len(lesions)} of {of}"
     sides = Counter(side_of(lesion) for lesion in lesions)
     for side in ("right", "left"):
         if place in SIDED and sides[side] >= ONE_SIDED * len(lesions):
-            return f"{side} {place}"
-    return place
+            return Proposal(f"{side} {place}", f"{reason}; {sides[side]} of these {side}")
+    return Proposal(place, reason)

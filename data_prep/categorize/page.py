@@ -103,9 +103,11 @@ def write_page(
         ticks=ticks,
         cells=_CELLS,
         everywhere=_cells_path(_grid(place) > 0),
-        place_words="in the body, from the front, head on top" if seen_from_the_front else "in the axial image",
-        place_left="patient’s right" if seen_from_the_front else "left of the image",
-        place_right="patient’s left" if seen_from_the_front else "right of the image",
+        place_words="from the front, grey: all lesions"
+        if seen_from_the_front
+        else "in the axial image, grey: all lesions",
+        place_left="right" if seen_from_the_front else "left of image",
+        place_right="left" if seen_from_the_front else "right of image",
         min_patients=MIN_PATIENTS,
     )
     write_text(path, text)

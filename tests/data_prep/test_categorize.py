@@ -180,7 +180,14 @@ def test_same_seed_same_files(
 ) -> None:
     folder = archive[0]
     categorize(folder / "lesions.parquet", folder / "images", tmp_path, categories=3)
-    for name in ("categories.parquet", "categorizer.safetensors", "summary.json", "cards.png"):
+    for name in (
+        "categories.parquet",
+        "categorizer.safetensors",
+        "summary.json",
+        "cards.png",
+        "categories.html",
+        "categories.yaml",
+    ):
         assert (tmp_path / name).read_bytes() == (result[0] / name).read_bytes(), name
 
 

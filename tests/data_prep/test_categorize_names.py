@@ -84,7 +84,7 @@ def half_lung() -> npt.NDArray[np.float32]:
 def vertebra(share: float) -> npt.NDArray[np.float32]:
     """Bone in so much of the box, soft tissue around."""
     hu = image(20.0)
-    hu[59:69, 59 : 59 + round(10 * share)] = BONE
+    hu[59:69, 59:69] = np.where(np.arange(100) < 100 * share, BONE, 20.0).reshape(10, 10)
     return hu
 
 
@@ -96,11 +96,12 @@ def vertebra(share: float) -> npt.NDArray[np.float32]:
         (half_lung(), {}, "lung"),
         (image(-970.0), {}, None),  # outside the body, or an emphysema's bulla
         (clip(image(LUNG)), lies(0.3, 0.45), "lung"),
+        (clip(half_lung()), lies(0.3, 0.45), "chest"),  # on a clipped slice that may be fat
         (clip(image(FAT)), lies(0.3, 0.65), "abdomen"),
         (clip(image(LUNG)), {}, "air or fat"),
-        (vertebra(0.3), lies(0.5, 0.45), "bone"),
-        (vertebra(0.1), lies(0.5, 0.45), "mediastinum"),
-        (clip(vertebra(0.3)), {}, "bone"),
+        (vertebra(0.12), lies(0.5, 0.45), "bone"),
+        (vertebra(0.08), lies(0.5, 0.45), "mediastinum"),
+        (clip(vertebra(0.12)), {}, "bone"),
         (skin(), lies(0.5, 0.45), "subcutaneous"),
         (image(FAT), lies(0.5, 0.45), "mediastinum"),
         (image(FAT), {}, "fat"),
@@ -196,7 +197,7 @@ def test_words_win_where_half_of_those_that_speak_agree(tmp_path: Path) -> None:
     assert propose(lesions, [0] * 10, tmp_path)[0].name == "liver"  # 3 of 6, and the tie goes to the earlier organ
     fewer = [*lesions[1:], lesion(10, text="renal mass"), lesion(11, text="pelvic mass")]
     assert propose(fewer, [0] * 11, tmp_path)[0] == Proposal(
-        "kidney", "the words of 4 of the 7 lesions that name an organ"
+        "kidney", "kidney: 4 of 7 lesions whose words name an organ"
     )
     torn = [*fewer, lesion(12, text="splenic cyst"), lesion(13, text="splenic cyst")]
     assert propose(torn, [0] * 13, tmp_path)[0].name == "lung"  # 4 of 9: the images decide
@@ -211,7 +212,7 @@ def test_the_commonest_place_names_a_category(tmp_path: Path) -> None:
     labels = [0] * 4 + [1] * 2 + [2] * 6 + [3] * 2 + [4] * 6
     proposals = propose(lesions, labels, tmp_path)
     assert [proposal.name for proposal in proposals] == ["lung", "lung 2", "solid tissue", "mixed 3", "mixed 4"]
-    assert proposals[0].reason == "the place of 4 of 4 lesions looked at"
+    assert proposals[0].reason == "lung: 4 of 4 lesions looked at"
     assert "no place can be told of the 2 lesions" in proposals[3].reason
     assert "(lung 2, solid tissue 2)" in proposals[4].reason
     assert not any(name_problem(proposal.name) for proposal in proposals)
@@ -222,8 +223,14 @@ def test_the_side_is_said_where_most_lie_there(tmp_path: Path) -> None:
     across = [0.2] * 4 + [0.8] + [0.2, 0.8, 0.2, 0.8, 0.2] + [0.7] * 5 + [0.2] * 5
     height = [0.4] * 15 + [0.6] * 5
     lesions = [lesion(number, **lies(x, z)) for number, (x, z) in enumerate(zip(across, height, strict=True))]
-    names = [proposal.name for proposal in propose(lesions, [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5, tmp_path)]
-    assert names == ["right lung", "lung", "left lung", "liver"]  # there is one liver
+    proposals = propose(lesions, [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5, tmp_path)
+    assert proposals[0].reason == "lung: 5 of 5 lesions looked at; 4 of these right"
+    assert [proposal.name for proposal in proposals] == [
+        "right lung",
+        "lung",
+        "left lung",
+        "liver",
+    ]  # there is one liver
 
 
 def test_slices_that_cannot_be_read_have_no_voice(tmp_path: Path) -> None:
@@ -246,5 +253,5 @@ def test_a_large_category_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("data_prep.categorize.names.MOST_SLICES", 10)
     lesions = [lesion(number % 8) for number in range(40)]
     proposals = propose(lesions, [0] * 20 + [1] * 20, tmp_path)
-    assert [v.reason for v in proposals] == ["the place of 5 of 5 lesions looked at"] * 2
+    assert [v.reason for v in proposals] == ["lung: 5 of 5 lesions looked at"] * 2
     assert proposals == propose(lesions, [0] * 20 + [1] * 20, tmp_path)

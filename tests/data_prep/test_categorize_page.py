@@ -78,7 +78,7 @@ def line(count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32], np
 
 def cards_of(lesions: list[Lesion], names: tuple[str, str] = ("lung", "liver")) -> list[Card]:
     points, labels, centroids = line(len(lesions))
-    proposals = [Proposal("lung", "the place of 5 of 6 lesions looked at"), Proposal("liver", "why not")]
+    proposals = [Proposal("lung", "lung: 5 of 6 lesions looked at"), Proposal("liver", "why not")]
     return make_cards(lesions, labels, points, centroids, names, proposals)
 
 
@@ -201,7 +201,7 @@ def test_the_page_shows_the_cards(images: Path, tmp_path: Path) -> None:
         "21 lesions (51%)",
         "20 lesions (49%)",
         "hepatic",
-        "the place of 5 of 6 lesions",
+        "lung: 5 of 6 lesions",
         "mm, or",
     ):
         assert word in " ".join(reader.text.split()), word
@@ -256,8 +256,8 @@ def test_patients_are_not_told(images: Path, tmp_path: Path) -> None:
 def test_edited_names_are_shown_beside_the_proposal(images: Path, tmp_path: Path) -> None:
     lesions = [lesion(number) for number in range(41)]
     text = " ".join(make_page(lesions, images, tmp_path / "page.html", ("Rundherde", "liver")).text.split())
-    assert "Proposed: “lung”, after the place of 5 of 6 lesions looked at." in text
-    assert "Named after why not." in text
+    assert "Proposed name: “lung” (lung: 5 of 6 lesions looked at)." in text
+    assert "Proposed name: “liver” (why not)." in text
     assert "mm, or Rundherde" in text
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_prep.archive.png import write_hu
+from data_prep.categorize.pipeline import MODEL_FILE, _write_categories
 from data_prep.category_names import (
     NAMES_FILE,
     PROPOSED_FILE,
@@ -27,7 +28,7 @@ from data_prep.category_names import (
 )
 from data_prep.cli import app
 from data_prep.errors import DataPrepError
-from data_prep.lesion import Lesion, write_lesions
+from data_prep.lesion import Lesion, read_lesions, write_lesions
 from data_prep.writers.select import read_categories
 
 REASONS = ["seen in 9 of 10", "said by 4 of 5"]
@@ -269,6 +270,19 @@ def test_hostile_names_and_numbers_in_the_table(tmp_path: Path) -> None:
     for stated in ("1" * 5000, "999999999", "-1", "x", "0"):
         pq.write_table(table.replace_schema_metadata({"categories": stated}), path)
         assert read_categories(path).names == ("x",)
+
+
+def test_categorize_says_whose_names_they_are(folder: Path) -> None:
+    """What `categorize` writes into the table is what the names file is compared with."""
+    put(folder / MODEL_FILE, "a categoriser")
+    lesions = read_lesions(folder / "lesions.parquet")
+    _write_categories(lesions, [0, 1], [0.0, 0.0], ["category-0", "category-1", "category-2"], folder)
+    settle_names(folder, ["lung", "liver", "bone"], ["why"] * 3, fingerprint(folder / MODEL_FILE))
+    assert read_categories(folder / "categories.parquet").names == ("lung", "liver", "bone")
+    put(folder / MODEL_FILE, "another")
+    settle_names(folder, ["lung", "liver", "bone"], ["why"] * 3, fingerprint(folder / MODEL_FILE))
+    with pytest.raises(DataPrepError, match="another run's categories"):
+        read_categories(folder / "categories.parquet")
 
 
 def test_fingerprint(tmp_path: Path) -> None:
