@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 from safetensors import safe_open
 from sklearn.metrics import adjusted_rand_score
@@ -145,9 +146,11 @@ def test_the_loop_writes_its_rounds_and_keeps_the_kinds(archive: Archive, mined:
 
 
 def test_no_file_can_run_code(mined: Path) -> None:
-    """safetensors, JSON, Parquet and PNG only; the scratch file of views is gone."""
+    """Data formats only, and a page without scripts; the scratch file of views is gone."""
     files = [path for path in mined.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".parquet", ".png"}
+    assert {path.suffix for path in files} == {".safetensors", ".json", ".parquet", ".png", ".html", ".yaml"}
+    assert "<script" not in (mined / "categories.html").read_text()
+    assert yaml.safe_load((mined / "categories.yaml").read_text())
     for path in files:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="np") as file:
