@@ -112,21 +112,13 @@ def harvest(
     if index is not None and images is None and len(sources) > 1:
         raise DataPrepError(f"{index}: an index is of one folder; say with --images which of the sources it is")
     out = make_folder(out)
-    files, refused = find_files([Path(source) for source in sources], out)
-    if not files and not refused:
-        raise DataPrepError(f"{', '.join(map(str, sources))}: no file to read")
-    work = make_folder(out / WORK_FOLDER)
-    parts = list(in_parts(files))
-    read = [part_path(part, work).with_suffix(".parquet") for part in parts]
-    counts = _read_all(parts, work, workers, progress, partial(read_part, deferring=True))
+    work = out / WORK_FOLDER
+    counts, read, later, refused = _read_files([Path(source) for source in sources], out, work, workers, progress)
     if images is not None:
         folders = [images]
     else:
         folders = [Path(source) for source in sources if Path(source).is_dir()] if counts.dicom_images else []
     indexed = _look_for_images(folders, read, counts, index, work, workers, progress)
-    # Files whose marks lie on images in ways that only the images tell are read now that these are known.
-    deferred = set(counts.deferred)
-    later = list(in_parts([file for file in files if file.name in deferred]))
     if later:
         counts.add(_read_all(later, work, workers, progress, partial(read_part, images=indexed)))
         read += [part_path(part, work, images=indexed, deferring=False).with_suffix(".parquet") for part in later]
@@ -157,6 +149,25 @@ def harvest(
         rejected=rejected,
         duplicates=joined.duplicates,
     )
+
+
+def _read_files(
+    sources: Sequence[Path], out: Path, work: Path, workers: int, progress: bool
+) -> tuple[PartCounts, list[Path], list[list[SourceFile]], list[Rejection]]:
+    """What was counted, the parts' tables, the files to read again once the images are known, and what was refused.
+
+    The list of all files lives no longer than this: it takes some 300 bytes a file.
+    """
+    files, refused = find_files(sources, out)
+    if not files and not refused:
+        raise DataPrepError(f"{', '.join(map(str, sources))}: no file to read")
+    make_folder(work)
+    parts = list(in_parts(files))
+    counts = _read_all(parts, work, workers, progress, partial(read_part, deferring=True))
+    # Files whose marks lie on images in ways that only the images tell are read when these are known.
+    deferred = set(counts.deferred)
+    later = list(in_parts([file for file in files if file.name in deferred]))
+    return counts, [part_path(part, work).with_suffix(".parquet") for part in parts], later, refused
 
 
 def _read_all(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FindImage = Callable[[str, int | None], "ImageRecord | None"]
 """SOP instance UID and frame number -> the image, or None."""
 
-BUCKET_ROWS = 1_000  # merged at a time: marks and lesions as objects cost about 8 kB a row
+BUCKET_ROWS = 500  # merged at a time: marks and lesions as objects cost about 8 kB a row
 _BATCH_ROWS = 20_000  # read at a time, as columns
 _MOST_BUCKETS = 200  # files open at a time
 
@@ -101,8 +101,7 @@ def join(
         DataPrepError: a table cannot be written.
     """
     result = Joined()
-    keys, who = _scan(parts)
-    patients = _patients(who, find_image)
+    keys, patients = _scan(parts, find_image)
     result.patients_in_two_splits = patients.in_two_splits
     buckets = _buckets(keys)
     result.duplicates = int((buckets < 0).sum())
@@ -131,23 +130,31 @@ def join(
     return result
 
 
-def _scan(parts: Sequence[Path]) -> tuple[pa.Table, pa.Table]:
-    """(order key, bookmark_id, source_file) of every row, and the different combinations of who was marked."""
-    orders, who = [], []
+def _scan(parts: Sequence[Path], find_image: FindImage | None) -> tuple[pa.Table, Patients]:
+    """(order key, bookmark_id) of every row, and whose they are."""
+    orders, patients = [], Patients()
     names = [*dict.fromkeys(("bookmark_id", "split", *_WHO, *_WHERE))]  # each once
-    for table in (table for part in parts for table in _some_rows(part, names)):
-        orders.append(pa.table({"key": _order_key(table), "id": table["bookmark_id"], "file": table["source_file"]}))
-        who.append(_identities(table).append_column("split", table["split"]).group_by([*_WHO, "split"]).aggregate([]))
-    return pa.concat_tables(orders), pa.concat_tables(who).group_by([*_WHO, "split"]).aggregate([])
+    for table in _some_rows(parts, names):
+        orders.append(pa.table({"key": _order_key(table), "id": table["bookmark_id"]}))
+        who = _identities(table).append_column("split", table["split"]).group_by([*_WHO, "split"]).aggregate([])
+        for *identity, split in zip(*(column.to_pylist() for column in who.columns), strict=True):
+            patients.add(identity, split)
+            image = find_image(identity[3], None) if find_image is not None and identity[3] else None
+            if image is not None:
+                patients.add((image.patient_id, image.study_uid, image.series_uid, identity[3], None))
+    return pa.concat_tables(orders), patients
 
 
-def _some_rows(part: Path, columns: list[str]) -> Iterator[pa.Table]:
-    """A part a bucket's worth of rows at a time, at least once."""
-    file = pq.ParquetFile(part)
-    if not file.metadata.num_rows:
-        yield file.read(columns=columns)
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-        yield pa.Table.from_batches([batch])
+def _some_rows(parts: Sequence[Path], columns: list[str]) -> Iterator[pa.Table]:
+    """The rows of all parts, a bucket's worth or more at a time (a table costs kilobytes, however few its rows)."""
+    held: list[pa.RecordBatch] = []
+    for part in parts:
+        for batch in pq.ParquetFile(part).iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+            held.append(batch)
+            if sum(one.num_rows for one in held) >= BUCKET_ROWS:
+                yield pa.Table.from_batches(held).combine_chunks()
+                held = []
+    yield pa.Table.from_batches(held, pa.schema([BOOKMARK_SCHEMA.field(name) for name in columns]))
 
 
 def _order_key(table: pa.Table, fallback: str = "bookmark_id") -> pa.ChunkedArray:
@@ -169,29 +176,17 @@ def _identities(table: pa.Table) -> pa.Table:
     return table.select(_WHO).set_column(_WHO.index("image_uid"), "image_uid", image)
 
 
-def _patients(who: pa.Table, find_image: FindImage | None) -> Patients:
-    patients = Patients()
-    batches = (batch.select([*_WHO, "split"]) for batch in who.to_batches(max_chunksize=_BATCH_ROWS))
-    rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    for *identity, split in rows:
-        patients.add(identity, split)
-        image = find_image(identity[3], None) if find_image is not None and identity[3] else None
-        if image is not None:
-            patients.add((image.patient_id, image.study_uid, image.series_uid, identity[3], None))
-    return patients
-
-
 def _buckets(keys: pa.Table) -> npt.NDArray[np.int64]:
-    """The bucket of every row; -1 for one whose mark is already there (of copies, the first file's is kept)."""
+    """The bucket of every row; -1 for one whose mark is already there (of copies, the first that was read is kept)."""
     rows = keys.num_rows
     buckets = np.full(rows, -1, dtype=np.int64)
     if not rows:
         return buckets
-    numbered = keys.append_column("row", pa.array(np.arange(rows)))
-    by_id = numbered.take(pc.sort_indices(numbered, [("id", "ascending"), ("file", "ascending"), ("row", "ascending")]))
-    first = np.append(True, _differs(by_id["id"]))
-    kept = by_id.filter(pa.array(first))
-    kept = kept.take(pc.sort_indices(kept, [("key", "ascending"), ("id", "ascending")]))
+    numbered = keys.append_column("row", pa.array(np.arange(rows))).combine_chunks()
+    order = pc.sort_indices(numbered, [("id", "ascending"), ("row", "ascending")])
+    first = order.filter(pa.array(np.append(True, _differs(numbered["id"].take(order)))))
+    kept = numbered.take(first)
+    kept = kept.select(["key", "row"]).take(pc.sort_indices(kept, [("key", "ascending"), ("id", "ascending")]))
     starts = np.append(True, _differs(kept["key"]))
     start_of_image = np.maximum.accumulate(np.where(starts, np.arange(len(starts)), 0))
     per_bucket = max(BUCKET_ROWS, -(-rows // _MOST_BUCKETS))
@@ -214,16 +209,15 @@ def _dealt(parts: Sequence[Path], buckets: npt.NDArray[np.int64], work: Path, re
         with ExitStack() as stack:
             writers = [stack.enter_context(pa.ipc.new_file(str(name), BOOKMARK_SCHEMA)) for name in names]
             start = 0
-            for part in parts:
-                for batch in pq.ParquetFile(part).iter_batches(batch_size=_BATCH_ROWS):
-                    place = buckets[start : start + batch.num_rows]
-                    start += batch.num_rows
-                    for number in np.unique(place):
-                        rows = batch.filter(pa.array(place == number))
-                        if number < 0:
-                            result.rejections += _copies(rows)
-                        else:
-                            writers[number].write_batch(rows.cast(BOOKMARK_SCHEMA))
+            for rows in _some_rows(parts, BOOKMARK_SCHEMA.names):
+                place = buckets[start : start + rows.num_rows]
+                start += rows.num_rows
+                for number in np.unique(place):
+                    chosen = rows.filter(pa.array(place == number))
+                    if number < 0:
+                        result.rejections += _copies(chosen)
+                    else:
+                        writers[number].write_table(chosen.cast(BOOKMARK_SCHEMA))
     except OSError as error:
         raise DataPrepError(f"{work}: cannot write ({error.strerror or error})") from error
     for name in names:
@@ -233,7 +227,7 @@ def _dealt(parts: Sequence[Path], buckets: npt.NDArray[np.int64], work: Path, re
         yield table.take(_order(table, "bookmark_id"))
 
 
-def _copies(rows: pa.RecordBatch) -> list[Rejection]:
+def _copies(rows: pa.Table) -> list[Rejection]:
     pairs = zip(rows["source_file"].to_pylist(), rows["bookmark_id"].to_pylist(), strict=True)
     return [Rejection(file, f"bookmark {mark}", "a copy of a mark that was harvested already") for file, mark in pairs]
 

@@ -56,10 +56,11 @@ class Patients:
     _KINDS = ("patient", "study", "series", "image", "file")
 
     def __init__(self) -> None:
-        # A node is the digit of its kind, then the identifier: the smallest of a set is its patient, if it has one.
-        self._parent: dict[str, str] = {}
-        self._stated: dict[str, set[str]] = {}
-        self._resolved: dict[str, tuple[str, str]] = {}
+        # A node stands for an identifier by its hash: the strings of a large archive's images would take much memory.
+        self._parent: dict[int, int] = {}
+        # Of a set, by its root: the smallest of its identifiers after the digit of their kind, and the stated splits.
+        self._smallest: dict[int, str] = {}
+        self._stated: dict[int, set[str]] = {}
 
     def add(self, identifiers: Sequence[str | None], stated_split: str | None = None) -> None:
         """Note one record.
@@ -69,14 +70,20 @@ class Patients:
                 file counts only where nothing else is.
             stated_split: the source's own, or None.
         """
-        nodes = self._nodes(identifiers)
-        roots = [self._root(node) for node in nodes]
-        low = min(roots)
-        for root in roots:
-            self._parent[root] = low
+        names = self._names(identifiers)
+        nodes = [_hash(name) for name in names]
+        for node, name in zip(nodes, names, strict=True):
+            if node not in self._parent:
+                self._parent[node] = node
+                self._smallest[node] = name
+        first, *others = dict.fromkeys(map(self._root, nodes))
+        for root in others:
+            self._parent[root] = first
+            self._smallest[first] = min(self._smallest[first], self._smallest.pop(root))
+            if root in self._stated:
+                self._stated.setdefault(first, set()).update(self._stated.pop(root))
         if stated_split is not None:
-            self._stated.setdefault(nodes[0], set()).add(stated_split)
-        self._resolved.clear()
+            self._stated.setdefault(first, set()).add(stated_split)
 
     def of(self, identifiers: Sequence[str | None]) -> tuple[str, str]:
         """(patient key, split) of a record that was added.
@@ -84,25 +91,29 @@ class Patients:
         The key is the smallest patient identifier, or else the smallest of the next kind. The split is the one stated
         for any of the patient's records, else by hash. A patient stated in several splits goes to the one that trains
         least: test before validation before train.
+
+        Raises:
+            KeyError: the record was not added.
         """
-        if not self._resolved:
-            self._resolve()
-        return self._resolved[self._root(self._nodes(identifiers)[0])]
+        root = self._root(_hash(self._names(identifiers)[0]))
+        kind, value = int(self._smallest[root][0]), self._smallest[root][1:]
+        key = value if kind == 0 else f"{self._KINDS[kind]}:{value}"
+        given = [split for split in reversed(SPLITS) if split in self._stated.get(root, ())]
+        return key, given[0] if given else split_of(key)
 
     @property
     def in_two_splits(self) -> int:
         """How many patients their sources state in more than one split."""
-        return sum(len(splits) > 1 for splits in self._stated_by_root().values())
+        return sum(len(splits) > 1 for splits in self._stated.values())
 
-    def _nodes(self, identifiers: Sequence[str | None]) -> list[str]:
+    def _names(self, identifiers: Sequence[str | None]) -> list[str]:
         if len(identifiers) != len(self._KINDS):
             raise ValueError(f"expected {', '.join(self._KINDS)}, got {len(identifiers)} identifiers")
         *known, file = identifiers
-        nodes = [f"{kind}{value}" for kind, value in enumerate(known) if value]
-        return nodes or [f"{len(known)}{file or ''}"]
+        names = [f"{kind}{value}" for kind, value in enumerate(known) if value]
+        return names or [f"{len(known)}{file or ''}"]
 
-    def _root(self, node: str) -> str:
-        self._parent.setdefault(node, node)
+    def _root(self, node: int) -> int:
         path = []
         while self._parent[node] != node:
             path.append(node)
@@ -111,16 +122,7 @@ class Patients:
             self._parent[passed] = node
         return node
 
-    def _stated_by_root(self) -> dict[str, set[str]]:
-        by_root: dict[str, set[str]] = {}
-        for node, splits in self._stated.items():
-            by_root.setdefault(self._root(node), set()).update(splits)
-        return by_root
 
-    def _resolve(self) -> None:
-        stated = self._stated_by_root()
-        for root in {self._root(node) for node in self._parent}:
-            kind, value = int(root[0]), root[1:]
-            key = value if kind == 0 else f"{self._KINDS[kind]}:{value}"
-            given = [split for split in reversed(SPLITS) if split in stated.get(root, ())]
-            self._resolved[root] = (key, given[0] if given else split_of(key))
+def _hash(name: str) -> int:
+    """88 bits: among a billion names two are alike with a chance of 1 in 600 million."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=11).digest(), "big")
