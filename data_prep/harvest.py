@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from data_prep.harvest_parts import PartCounts, SourceFile, find_files, in_parts
 from data_prep.readers import Rejection
 
 WORK_FOLDER = ".harvest-work"
+_IN_HAND = 64  # parts given to the pool at a time: the list of files may be very long
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,25 +115,27 @@ def harvest(
         raise DataPrepError(f"{index}: an index is of one folder; say with --images which of the sources it is")
     out = make_folder(out)
     work = out / WORK_FOLDER
-    counts, read, later, refused = _read_files([Path(source) for source in sources], out, work, workers, progress)
-    if images is not None:
-        folders = [images]
-    else:
-        folders = [Path(source) for source in sources if Path(source).is_dir()] if counts.dicom_images else []
-    indexed = _look_for_images(folders, read, counts, index, work, workers, progress)
-    if later:
-        counts.add(_read_all(later, work, workers, progress, partial(read_part, images=indexed)))
-        read += [part_path(part, work, images=indexed, deferring=False).with_suffix(".parquet") for part in later]
-    found = None if indexed is None else indexed.open()
-    with tqdm(total=counts.bookmarks, desc="merging marks", unit="mark", disable=not progress) as bar:
-        joined = join(
-            read,
-            out,
-            work,
-            image_exists=None if images is None else exists_below(images),
-            find_image=None if found is None else found.find,
-            on_progress=bar.update,
-        )
+    with _processes(workers) as pool:
+        counts, read, later, refused = _read_files([Path(source) for source in sources], out, work, pool, progress)
+        if images is not None:
+            folders = [images]
+        else:
+            folders = [Path(source) for source in sources if Path(source).is_dir()] if counts.dicom_images else []
+        indexed = _look_for_images(folders, read, counts, index, work, workers, progress)
+        if later:
+            counts.add(_read_all(later, work, pool, progress, partial(read_part, images=indexed)))
+            read += [part_path(part, work, images=indexed, deferring=False).with_suffix(".parquet") for part in later]
+        found = None if indexed is None else indexed.open()
+        with tqdm(total=counts.bookmarks, desc="merging marks", unit="mark", disable=not progress) as bar:
+            joined = join(
+                read,
+                out,
+                work,
+                image_exists=None if images is None else exists_below(images),
+                find_image=None if found is None else found.find,
+                pool=pool,
+                on_progress=bar.update,
+            )
     rejections = refused + joined.rejections + ([] if found is None else found.damaged())
     rejected = _write_rejected(rejections, read, out / "rejected.csv")
     shutil.rmtree(work, ignore_errors=True)
@@ -152,7 +156,7 @@ def harvest(
 
 
 def _read_files(
-    sources: Sequence[Path], out: Path, work: Path, workers: int, progress: bool
+    sources: Sequence[Path], out: Path, work: Path, pool: ProcessPoolExecutor | None, progress: bool
 ) -> tuple[PartCounts, list[Path], list[list[SourceFile]], list[Rejection]]:
     """What was counted, the parts' tables, the files to read again once the images are known, and what was refused.
 
@@ -163,7 +167,7 @@ def _read_files(
         raise DataPrepError(f"{', '.join(map(str, sources))}: no file to read")
     make_folder(work)
     parts = list(in_parts(files))
-    counts = _read_all(parts, work, workers, progress, partial(read_part, deferring=True))
+    counts = _read_all(parts, work, pool, progress, partial(read_part, deferring=True))
     # Files whose marks lie on images in ways that only the images tell are read when these are known.
     deferred = set(counts.deferred)
     later = list(in_parts([file for file in files if file.name in deferred]))
@@ -171,7 +175,11 @@ def _read_files(
 
 
 def _read_all(
-    parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, progress: bool, read: Callable[..., PartCounts]
+    parts: Sequence[Sequence[SourceFile]],
+    work: Path,
+    pool: ProcessPoolExecutor | None,
+    progress: bool,
+    read: Callable[..., PartCounts],
 ) -> PartCounts:
     total = PartCounts()
     bar = tqdm(total=sum(map(len, parts)), desc="reading files", unit="file", disable=not progress)
@@ -182,39 +190,46 @@ def _read_all(
             bar.set_postfix(marks=total.bookmarks, refresh=False)
             bar.update(counts.files)
 
-        if workers <= 1 or len(parts) == 1:
+        if pool is None or len(parts) == 1:
             for part in parts:
                 done(read(part, work, lambda marks: bar.set_postfix(marks=total.bookmarks + marks)))
         else:
-            for counts in _in_processes(parts, work, workers, read):
+            for counts in _in_processes(parts, work, pool, read):
                 done(counts)
     return total
 
 
-def _in_processes(
-    parts: Sequence[Sequence[SourceFile]], work: Path, workers: int, read: Callable[..., PartCounts]
-) -> Iterator[PartCounts]:
-    # Spawned, not forked: the parent holds threads and locks of Arrow.
-    context = multiprocessing.get_context("spawn")
-    queue = iter(parts)
-    running: set[Future[PartCounts]] = set()
+@contextmanager
+def _processes(workers: int) -> Iterator[ProcessPoolExecutor | None]:
+    """A pool of so many processes; None for one, which is this one."""
+    if workers <= 1:
+        yield None
+        return
     try:
-        with ProcessPoolExecutor(min(workers, len(parts)), mp_context=context) as pool:
-            while True:
-                # A few in hand for each worker: the list of files may be very long.
-                for part in queue:
-                    running.add(pool.submit(read, part, work))
-                    if len(running) >= 4 * workers:
-                        break
-                if not running:
-                    return
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
+        # Spawned, not forked: the parent holds threads and locks of Arrow.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
     except BrokenProcessPool as error:
         raise DataPrepError(
             "a worker process was killed (out of memory?); run again with fewer --workers: what is read is kept"
         ) from error
+
+
+def _in_processes(
+    parts: Sequence[Sequence[SourceFile]], work: Path, pool: ProcessPoolExecutor, read: Callable[..., PartCounts]
+) -> Iterator[PartCounts]:
+    queue = iter(parts)
+    running: set[Future[PartCounts]] = set()
+    while True:
+        for part in queue:
+            running.add(pool.submit(read, part, work))
+            if len(running) >= _IN_HAND:
+                break
+        if not running:
+            return
+        finished, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            yield future.result()
 
 
 def _look_for_images(

@@ -2,15 +2,16 @@
 
 Marks of one image may lie anywhere in the parts. One pass over the identifying columns finds the order of all marks and
 cuts it into buckets that hold whole images; a second pass deals the rows out to the buckets; then one bucket at a time
-is merged. So memory does not grow with the archive, and the result does not depend on how files were dealt out.
+is merged (with several processes, a few at a time). So memory does not grow with the archive, and the result does not
+depend on how files were dealt out.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ FindImage = Callable[[str, int | None], "ImageRecord | None"]
 BUCKET_ROWS = 500  # merged at a time: marks and lesions as objects cost about 8 kB a row
 _BATCH_ROWS = 20_000  # read at a time, as columns
 _MOST_BUCKETS = 200  # files open at a time
+_AHEAD = 4  # buckets given to a pool at a time
 
 # Hardly a value comes twice within a column of a row group, so dictionaries would cost time and space.
 _STORED = {"compression": "zstd", "use_dictionary": False}
@@ -85,6 +87,7 @@ def join(
     *,
     image_exists: Callable[[str], bool] | None,
     find_image: FindImage | None,
+    pool: Executor | None = None,
     on_progress: Callable[[int], object] = lambda rows: None,
 ) -> Joined:
     """Merge the parts into the two tables in ``out``.
@@ -95,6 +98,7 @@ def join(
         work: a folder for files that are deleted afterwards.
         image_exists: whether a path lies below the images folder; None: not checked, the stated path is kept.
         find_image: looks up a DICOM image; None: there are none.
+        pool: of processes that merge; None: this one does.
         on_progress: called with a number of rows that are done.
 
     Raises:
@@ -114,16 +118,25 @@ def join(
         ThreadPoolExecutor(1) as writer,  # Arrow compresses one bucket while Python merges the next
     ):
         written: list[Future[None]] = []
-        for table in _dealt(parts, buckets, work, result):
-            marks, lesions = _merge_bucket(table, patients, image_exists, find_image, result)
+
+        def finish(bucket: _Bucket) -> None:
+            marks, lesions = _complete(bucket, patients, image_exists, result)
             for before in written:
                 before.result()
-            written = [
+            written[:] = [
                 writer.submit(bookmarks_file.write_table, marks),
                 writer.submit(lesions_file.write_table, lesions),
             ]
             seen.update(lesions["patient_id"].unique().to_pylist())
-            on_progress(table.num_rows)
+            on_progress(bucket.table.num_rows)
+
+        begun: deque[_Bucket] = deque()
+        for table in _dealt(parts, buckets, work, result):
+            begun.append(_begin(table, find_image, pool, result))
+            if pool is None or len(begun) > _AHEAD:
+                finish(begun.popleft())
+        while begun:
+            finish(begun.popleft())
         for last in written:
             last.result()
     result.patients = len(seen)
@@ -232,17 +245,20 @@ def _copies(rows: pa.Table) -> list[Rejection]:
     return [Rejection(file, f"bookmark {mark}", "a copy of a mark that was harvested already") for file, mark in pairs]
 
 
-def _merge_bucket(
-    table: pa.Table,
-    patients: Patients,
-    image_exists: Callable[[str], bool] | None,
-    find_image: FindImage | None,
-    result: Joined,
-) -> tuple[pa.Table, pa.Table]:
-    """The bookmark and lesion rows of one bucket, complete and in order."""
-    who = _who(table, patients)
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """A bucket whose marks are being merged."""
+
+    table: pa.Table  # as it was dealt
+    plain: pa.Table  # of it, the rows that become lesions as they are
+    others: pa.Table  # the other marks that are kept, with their images' facts
+    in_dicom: set[str | None]
+    merged: Future[pa.Table]  # the others' lesions
+
+
+def _begin(table: pa.Table, find_image: FindImage | None, pool: Executor | None, result: Joined) -> _Bucket:
+    """Look the images of a bucket's marks up, and have the marks merged."""
     release = is_release_row(table)
-    plain = table.filter(release)
     others: list[Bookmark] = []
     in_dicom: set[str | None] = set()
     for mark in table_to_records(table.filter(pc.invert(release)), Bookmark):
@@ -255,12 +271,30 @@ def _merge_bucket(
             result.rejections.append(Rejection(mark.source_file, f"bookmark {mark.bookmark_id}", reason))
         else:
             others.append(mark)
-    marks = pa.concat_tables([plain, records_to_table(others, Bookmark, BOOKMARK_SCHEMA)])
-    lesions = pa.concat_tables([release_lesions(plain), records_to_table(merge(others), Lesion, LESION_SCHEMA)])
+    stored = records_to_table(others, Bookmark, BOOKMARK_SCHEMA)
+    merged: Future[pa.Table]
+    if pool is not None:
+        merged = pool.submit(_merged, stored)
+    else:
+        merged = Future()
+        merged.set_result(_merged(stored))
+    return _Bucket(table, table.filter(release), stored, in_dicom, merged)
+
+
+def _merged(marks: pa.Table) -> pa.Table:
+    return records_to_table(merge(table_to_records(marks, Bookmark)), Lesion, LESION_SCHEMA)
+
+
+def _complete(
+    bucket: _Bucket, patients: Patients, image_exists: Callable[[str], bool] | None, result: Joined
+) -> tuple[pa.Table, pa.Table]:
+    """The bookmark and lesion rows of one bucket, complete and in order."""
+    marks = pa.concat_tables([bucket.plain, bucket.others])
+    lesions = pa.concat_tables([release_lesions(bucket.plain), bucket.merged.result()])
     marks = marks.take(_order(marks, "bookmark_id"))
-    lesions = _with_patients(lesions.take(_order(lesions, "lesion_id")), who)
+    lesions = _with_patients(lesions.take(_order(lesions, "lesion_id")), _who(bucket.table, patients))
     if image_exists is not None:  # only now: until here the path also says which marks are on one image
-        there = [name for name in table["image"].unique().to_pylist() if name and image_exists(name)]
+        there = [name for name in bucket.table["image"].unique().to_pylist() if name and image_exists(name)]
         marks, lesions = (_keep_images(rows, pa.array(there, pa.string())) for rows in (marks, lesions))
 
     kinds = marks.group_by(["source", "form"]).aggregate([([], "count_all")])
@@ -269,7 +303,7 @@ def _merge_bucket(
     result.lesions += lesions.num_rows
     result.with_box += lesions.num_rows - lesions["x0"].null_count
     result.with_image += lesions.num_rows - lesions["image"].null_count
-    result.with_dicom += sum(uid in in_dicom for uid in lesions["image_uid"].to_pylist() if uid is not None)
+    result.with_dicom += sum(uid in bucket.in_dicom for uid in lesions["image_uid"].to_pylist() if uid is not None)
     return marks, lesions
 
 

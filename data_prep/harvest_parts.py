@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,7 +27,7 @@ from data_prep.atomic import atomic_path, write_json
 from data_prep.bookmark import BOOKMARK_SCHEMA, SCHEMA_VERSION, Bookmark, records_to_table
 from data_prep.errors import DataPrepError
 from data_prep.readers import Rejection
-from data_prep.readers.registry import Reader, ReaderWithImages, head_of, recognise
+from data_prep.readers.registry import Reader, ReaderOfTables, ReaderWithImages, head_of, recognise
 
 if TYPE_CHECKING:
     from data_prep.harvest_images import IndexedFolders
@@ -39,7 +39,7 @@ _BATCH = 5_000  # bookmarks held in memory at a time
 
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*", b"GIF8", b"BM")
 _IDENTIFIERS = ("patient_id", "study_uid", "series_uid", "image_uid", "image", "tracking_uid", "observer")
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,17 +231,20 @@ def read_file(
     except Exception as error:
         # The last net under the readers, for files damaged in a way nobody foresaw. The exception's own words may quote
         # a name from the file, so only its type is told; the rest is for whoever switches debugging on.
-        log.debug("%s", path, exc_info=True)
+        _log.debug("%s", path, exc_info=True)
         yield Rejection("", "", f"damaged, or of a kind that is not understood ({type(error).__name__})")
 
 
 def _read_with_images(
     module: Reader, path: Path, images: ImageLookup | None, deferring: bool
 ) -> Iterator[Bookmark | pa.Table | Rejection | _Deferred]:
-    if not getattr(module, "USES_IMAGES", False):
-        yield from getattr(module, "read_tables", module.read)(path)
+    if isinstance(module, ReaderOfTables):
+        yield from module.read_tables(path)
         return
-    found = list(cast(ReaderWithImages, module).read(path, images))
+    if not isinstance(module, ReaderWithImages):
+        yield from module.read(path)
+        return
+    found = list(module.read(path, images))
     if deferring and any(isinstance(mark, Rejection) or mark.source_frame == "assumed" for mark in found):
         yield _Deferred()
     else:

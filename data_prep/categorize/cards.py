@@ -39,7 +39,7 @@ WORDS = 8
 MIN_PATIENTS = 3
 """Patients of whose lesions a word must be said before a card shows it: a rarer one may be a person's name."""
 
-_LETTERS = re.compile(r"[^\W\d_]{3,}")
+_LONG_WORD = re.compile(r"[^\W\d_]{3,}")
 _EMPTY_WORDS = frozenset(["and", "for", "from", "lesion", "lesions", "mark", "measurement", "target", "the", "with"])
 
 _GREY, _MARK = "0.75", "#d62728"
@@ -142,7 +142,7 @@ def frequent_words(lesions: Sequence[Lesion]) -> list[tuple[str, int]]:
     """
     said: defaultdict[str, list[str]] = defaultdict(list)
     for lesion in lesions:
-        for word in set(_LETTERS.findall(words(lesion).lower())) - _EMPTY_WORDS:
+        for word in set(_LONG_WORD.findall(words(lesion).lower())) - _EMPTY_WORDS:
             said[word].append(lesion.patient_id or "")
     common = [(word, len(who)) for word, who in said.items() if len(set(who)) >= MIN_PATIENTS]
     return sorted(common, key=lambda item: (-item[1], item[0]))[:WORDS]

@@ -48,7 +48,7 @@ SOP_CLASSES = {
 }
 
 MAX_MARKS = 20_000
-MAX_COORDINATES = 2_000_000
+MAX_COORDINATE_COUNT = 2_000_000
 """Limits for one file: marks times images multiply, so that a small damaged file could ask for any amount of memory."""
 
 _ANY = 0  # some frame or other, as a key
@@ -78,7 +78,7 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
             for mark in _State(dataset).marks():
                 marks.append(mark)
                 coordinates += len(mark.points_px) if isinstance(mark, Bookmark) else 0
-                if len(marks) > MAX_MARKS or coordinates > MAX_COORDINATES:
+                if len(marks) > MAX_MARKS or coordinates > MAX_COORDINATE_COUNT:
                     raise UnreadableError(f"{path}: more marks than any presentation state holds; it is damaged")
         except UnusableError as error:
             raise UnreadableError(f"{path}: a damaged presentation state ({error})") from error

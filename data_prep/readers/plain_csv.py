@@ -74,7 +74,7 @@ _LONGEST_HEADER = 65_536
 _LONGEST_PATH = 1024
 _LARGEST_INT = 2**31 - 1
 _SEPARATORS = re.compile(r"[\s,;]+")
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def recognise(head: bytes, path: Path) -> bool:
@@ -99,7 +99,7 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
             if "image" not in header and "image_uid" not in header:
                 raise UnreadableError(f"{path}: needs a column 'image' or 'image_uid' that says which image was marked")
             if unknown := sorted({name for name in header if name} - set(COLUMNS)):
-                log.info("%s: columns that are not used: %s", path, ", ".join(unknown))
+                _log.info("%s: columns that are not used: %s", path, ", ".join(unknown))
             while True:
                 try:
                     cells = next(rows)

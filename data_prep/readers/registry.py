@@ -6,13 +6,15 @@ import importlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from data_prep.bookmark import Bookmark
 from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from data_prep.readers._planes import ImageLookup
 
 HEAD_BYTES = 4_096
@@ -43,8 +45,18 @@ class Reader(Protocol):
     def read(self, path: Path) -> Iterator[Bookmark | Rejection]: ...
 
 
+@runtime_checkable
+class ReaderOfTables(Reader, Protocol):
+    """A reader that is faster a table at a time."""
+
+    def read_tables(self, path: Path) -> Iterator[pa.Table | Rejection]: ...
+
+
+@runtime_checkable
 class ReaderWithImages(Reader, Protocol):
-    """A reader with ``USES_IMAGES``."""
+    """A reader of marks whose place in pixels may be known only from the images."""
+
+    USES_IMAGES: bool
 
     def read(self, path: Path, images: ImageLookup | None = None) -> Iterator[Bookmark | Rejection]: ...
 
