@@ -7,7 +7,7 @@ import json
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -77,6 +77,47 @@ def ways_of(data: bytes) -> list[tuple[Way, bool]]:
     if data.startswith((b"{", b"[")):
         return _JSON
     return _NIFTI if data[344:347] == b"n+1" else _CSV
+
+
+def each_way(data: bytes, count: int, seed: int) -> Iterator[bytes]:
+    """``count`` copies of one file, damaged in every way in turn."""
+    ways, chance = ways_of(data), random.Random(seed)
+    for number in range(count):
+        way, _ = ways[number % len(ways)]
+        yield way(data, chance)
+
+
+def cut_or_overwritten(
+    data: bytes,
+    count: int,
+    seed: int,
+    times: Sequence[int] = (1, 10, 100),
+    reach: Callable[[int], int] | None = None,
+) -> Iterator[bytes]:
+    """Copies with some chance bytes in place of their own and, every other one, with the end missing.
+
+    The bytes are among the first ``reach(number)`` of copy ``number``, or among all.
+    """
+    chance = random.Random(seed)
+    for number in range(count):
+        made = bytearray(data)
+        if number % 2:
+            del made[chance.randrange(len(made)) :]
+        else:
+            for _ in range(chance.choice(times)):
+                made[chance.randrange(reach(number) if reach else len(made))] = chance.randrange(256)
+        yield bytes(made)
+
+
+def beginnings_and_overwritten(data: bytes, count: int, new: Callable[[random.Random], int]) -> Iterator[bytes]:
+    """Twenty beginnings of a file, then copies in which some bytes are ``new(chance)``."""
+    yield from (data[: len(data) * part // 20] for part in range(20))
+    chance = random.Random(4)
+    for _ in range(20, count):
+        made = bytearray(data)
+        for _ in range(chance.choice((1, 3, 30))):
+            made[chance.randrange(len(made))] = new(chance)
+        yield bytes(made)
 
 
 # --- any file ------------------------------------------------------------------------------------------------------

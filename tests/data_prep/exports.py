@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,14 +46,3 @@ def lesion(path: Path, lesion_id: str = "0123456789abcdef", **changes: Any) -> L
 def run(tmp_path: Path, lesions: list[Lesion], **options: Any) -> ExportSummary:
     write_lesions(lesions, tmp_path / "lesions.parquet")
     return export(tmp_path / "lesions.parquet", tmp_path / "dicom", tmp_path / "out", progress=False, **options)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }

@@ -6,22 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep.bookmark import Bookmark
 from data_prep.readers import Rejection, dicom_gsps
+from tests.data_prep.dicom_objects import file_item, item
 
 GSPS = "1.2.840.10008.5.1.4.1.1.11.1"
 CT = "1.2.840.10008.5.1.4.1.1.2"
 IMAGE_UID, SERIES_UID, STUDY_UID = "2.25.11", "2.25.12", "2.25.13"
-
-
-def item(**elements: Any) -> Dataset:
-    dataset = Dataset()
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return dataset
 
 
 def reference(uid: str = IMAGE_UID, frames: list[int] | None = None) -> Dataset:
@@ -72,7 +64,7 @@ def annotation(*, graphics: Any = (), compounds: Any = (), texts: Any = (), imag
 
 
 def state(*annotations: Dataset, images: Any = None, sop_class: str = GSPS, **more: Any) -> Dataset:
-    made = item(
+    made = file_item(
         SOPClassUID=sop_class,
         SOPInstanceUID="2.25.1",
         StudyInstanceUID=STUDY_UID,
@@ -83,8 +75,6 @@ def state(*annotations: Dataset, images: Any = None, sop_class: str = GSPS, **mo
         GraphicAnnotationSequence=list(annotations),
         **more,
     )
-    made.file_meta = FileMetaDataset()
-    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
     made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ import nibabel as nib
 import numpy as np
 from highdicom import sr
 from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import RTStructureSetStorage
 
 from data_prep import frames
 from data_prep.bookmark import Bookmark
@@ -25,6 +24,8 @@ from data_prep.writers.deeplesion import write_dl_info
 from data_prep.writers.dicom_gsps import build_presentation_state
 from data_prep.writers.dicom_seg import build_segmentation
 from data_prep.writers.dicom_sr import build_report
+from tests.data_prep.dicom_objects import ct_header, encoded
+from tests.data_prep.rtstruct_objects import contour, with_rois
 
 NAME, PATIENT_ID = "Zyxwv^Qwyrtl", "JKQX-4711"
 """Planted wherever a file has a place for them; they must never be told."""
@@ -44,48 +45,23 @@ def image_uid(k: int) -> str:
 
 def ct_slice(k: int, **changes: Any) -> Dataset:
     """Slice k of an axial CT series, with pixels."""
-    image = Dataset()
-    image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     values: dict[str, Any] = {
-        "SOPClassUID": CTImageStorage,
         "SOPInstanceUID": image_uid(k),
         "StudyInstanceUID": STUDY,
         "SeriesInstanceUID": SERIES,
         "FrameOfReferenceUID": FRAME_OF_REFERENCE,
         "PatientName": NAME,
         "PatientID": PATIENT_ID,
-        "PatientBirthDate": "",
-        "PatientSex": "O",
-        "StudyDate": "20200101",
-        "StudyTime": "000000",
-        "StudyID": "1",
-        "AccessionNumber": "",
-        "ReferringPhysicianName": "",
-        "Manufacturer": "",
-        "Modality": "CT",
-        "PositionReferenceIndicator": "",
         "Rows": ROWS,
         "Columns": COLUMNS,
         "PixelSpacing": [SPACING[1], SPACING[0]],
         "ImagePositionPatient": [*ORIGIN[:2], ORIGIN[2] + k * STEP_MM],
-        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
         "SliceThickness": STEP_MM,
-        "InstanceNumber": k + 1,
-        "SeriesNumber": 1,
-        "SamplesPerPixel": 1,
-        "PhotometricInterpretation": "MONOCHROME2",
-        "BitsAllocated": 16,
-        "BitsStored": 16,
-        "HighBit": 15,
-        "PixelRepresentation": 1,
         "RescaleSlope": 1,
         "RescaleIntercept": -1024,
         "PixelData": bytes(2 * ROWS * COLUMNS),
     }
-    for keyword, value in (values | changes).items():
-        setattr(image, keyword, value)
-    return image
+    return ct_header(k, **(values | changes))
 
 
 def write_ct(folder: Path, slices: int = 5) -> list[Path]:
@@ -95,13 +71,6 @@ def write_ct(folder: Path, slices: int = 5) -> list[Path]:
     for k, path in enumerate(paths):
         path.write_bytes(encoded(ct_slice(k)))
     return paths
-
-
-def encoded(dataset: Dataset) -> bytes:
-    """A data set as the bytes of a file."""
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def to_lps(points_px: Sequence[Sequence[float]], k: int) -> np.ndarray:
@@ -127,45 +96,13 @@ PAIR = (20, 30, 40, 31, 29, 24, 30, 38)
 LINE = (10, 50, 30, 60)
 
 
-def _item(**values: Any) -> Dataset:
-    item = Dataset()
-    for keyword, value in values.items():
-        setattr(item, keyword, value)
-    return item
-
-
 def structure_set(contours: dict[int, Sequence[Sequence[float]]], uid: str = "2.25.75") -> Dataset:
     """An RT Structure Set of one ROI; slice -> outline in px."""
     file = ct_slice(0, SOPClassUID=RTStructureSetStorage, SOPInstanceUID=uid, Modality="RTSTRUCT")
     for keyword in ("PixelData", "Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"):
         del file[keyword]
-    listed = [
-        _item(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=image_uid(k)) for k in sorted(contours)
-    ]
-    series = _item(SeriesInstanceUID=SERIES, ContourImageSequence=listed)
-    study = _item(
-        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
-        ReferencedSOPInstanceUID=STUDY,
-        RTReferencedSeriesSequence=[series],
-    )
-    file.ReferencedFrameOfReferenceSequence = [
-        _item(FrameOfReferenceUID=FRAME_OF_REFERENCE, RTReferencedStudySequence=[study])
-    ]
-    file.StructureSetROISequence = [
-        _item(ROINumber=1, ReferencedFrameOfReferenceUID=FRAME_OF_REFERENCE, ROIName="GTV", ROIGenerationAlgorithm="")
-    ]
-    file.RTROIObservationsSequence = [_item(ObservationNumber=1, ReferencedROINumber=1, RTROIInterpretedType="GTV")]
-    drawn = [
-        _item(
-            ContourImageSequence=[listed[place]],
-            ContourGeometricType="CLOSED_PLANAR",
-            NumberOfContourPoints=len(contours[k]),
-            ContourData=[f"{value:.4f}" for value in to_lps(contours[k], k).ravel()],
-        )
-        for place, k in enumerate(sorted(contours))
-    ]
-    file.ROIContourSequence = [_item(ReferencedROINumber=1, ContourSequence=drawn)]
-    return file
+    drawn = {image_uid(k): contour(to_lps(contours[k], k), image_uid(k)) for k in sorted(contours)}
+    return with_rois(file, {"GTV": list(drawn.values())}, series_uid=SERIES, image_uids=drawn)
 
 
 def spatial_report(points_px: Sequence[Sequence[float]], k: int = 3, uid: str = "2.25.76") -> Dataset:
@@ -195,6 +132,8 @@ def _dated(document: Dataset) -> Dataset:
     for keyword in ("ContentTime", "InstanceCreationTime", "SeriesTime"):
         if keyword in document:
             setattr(document, keyword, "030405.000000")
+    for equipment in document.get("ContributingEquipmentSequence", []):
+        equipment.ContributionDateTime = "20200102030405.000000"
     return document
 
 

@@ -12,6 +12,7 @@ from pydicom import Dataset, dcmread
 from data_prep.bookmark import Bookmark
 from data_prep.readers import Rejection, dicom_sr
 from data_prep.writers.dicom_sr import build_report
+from tests.data_prep.dicom_objects import encoded
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 CREATED = datetime.datetime(2020, 1, 2, 3, 4, 5)
@@ -52,12 +53,6 @@ def report(marks: list[Bookmark], *images: Dataset, **options: object) -> Datase
     )
 
 
-def saved(dataset: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def read_bytes(data: bytes, folder: Path) -> list[Bookmark | Rejection]:
     path = folder / "report.dcm"
     path.write_bytes(data)
@@ -65,7 +60,7 @@ def read_bytes(data: bytes, folder: Path) -> list[Bookmark | Rejection]:
 
 
 def read_back(dataset: Dataset) -> list[Bookmark]:
-    found = list(dicom_sr.read_dataset(dcmread(io.BytesIO(saved(dataset)))))
+    found = list(dicom_sr.read_dataset(dcmread(io.BytesIO(encoded(dataset)))))
     assert all(isinstance(item, Bookmark) for item in found), found
     return [item for item in found if isinstance(item, Bookmark)]
 

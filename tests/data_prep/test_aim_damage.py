@@ -13,7 +13,6 @@ from data_prep.errors import UnreadableError
 from data_prep.readers import aim_json, aim_xml
 from tests.data_prep.aim_objects import (
     aim3,
-    assert_tolerant,
     calculation,
     collection,
     damaged,
@@ -24,6 +23,7 @@ from tests.data_prep.aim_objects import (
     shape3,
     tie,
 )
+from tests.data_prep.tolerance import assert_tolerant
 
 BOMB = """<?xml version="1.0"?><!DOCTYPE b [<!ENTITY a "aaaaaaaaaa">{}]>
 <ImageAnnotation xmlns="gme://caCORE.caCORE/3.2/edu.northwestern.radiology.AIM" comment="&e9;"/>"""
@@ -73,7 +73,8 @@ def test_what_is_no_aim_is_said(tmp_path: Path, content: bytes) -> None:
 
 
 def test_damaged_version_3_gives_a_reason_and_no_crash(tmp_path: Path) -> None:
-    assert_tolerant(aim_xml, damaged(aim3(shape3("Circle", [(5, 5), (8, 5)])).encode(), 80), tmp_path)
+    document = aim3(shape3("Circle", [(5, 5), (8, 5)])).encode()
+    assert_tolerant(aim_xml, damaged(document), tmp_path / "aim", secret="Jörg")
 
 
 def test_damaged_json_gives_a_reason_and_no_crash(tmp_path: Path) -> None:
@@ -82,8 +83,9 @@ def test_damaged_json_gives_a_reason_and_no_crash(tmp_path: Path) -> None:
         calculations=[calculation("Length", 20)],
         ties=[tie("2.25.9", "2.25.1")],
     )
-    assert_tolerant(aim_json, damaged(json.dumps(made).encode(), 80), tmp_path)
-    assert_tolerant(aim_json, [json.dumps(tree).encode() for tree in _mistyped(made)] + [b"{"], tmp_path)
+    mistyped = [json.dumps(tree).encode() for tree in _mistyped(made)]
+    assert_tolerant(aim_json, damaged(json.dumps(made).encode()), tmp_path / "aim", secret="Jörg")
+    assert_tolerant(aim_json, [*mistyped, b"{"], tmp_path / "aim", secret="Jörg")
 
 
 def _mistyped(tree: Any) -> list[Any]:

@@ -17,13 +17,14 @@ from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError
 from data_prep.readers import aim_xml
 from data_prep.writers.aim_xml import build_annotations
-from tests.data_prep.aim_objects import IMAGE_UID, assert_tolerant, damaged, only, read_xml
+from tests.data_prep.aim_objects import IMAGE_UID, damaged, only, read_xml
+from tests.data_prep.dicom_objects import item
+from tests.data_prep.tolerance import assert_tolerant
 
 CREATED = datetime.datetime(2020, 1, 2, 3, 4, 5)
 
 
 def ct_image(uid: str = IMAGE_UID, **more: Any) -> Dataset:
-    image = Dataset()
     facts = {
         "SOPInstanceUID": uid,
         "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2",
@@ -35,9 +36,7 @@ def ct_image(uid: str = IMAGE_UID, **more: Any) -> Dataset:
         "PatientSex": "M",
         "Modality": "CT",
     }
-    for keyword, value in {**facts, **more}.items():
-        setattr(image, keyword, value)
-    return image
+    return item(**{**facts, **more})
 
 
 def bookmark(form: str, points: Any, **more: Any) -> Bookmark:
@@ -139,4 +138,4 @@ def test_damaged_xml_gives_a_reason_and_no_crash(tmp_path: Path) -> None:
         created=CREATED,
         uid="2.25.9",
     )
-    assert_tolerant(aim_xml, damaged(document, 80), tmp_path)
+    assert_tolerant(aim_xml, damaged(document), tmp_path / "aim", secret="Jörg")

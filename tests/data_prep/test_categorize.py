@@ -16,67 +16,21 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from data_prep.archive.png import write_hu
 from data_prep.categorize import CategorizeSummary, MiningSettings, features, pipeline, run
 from data_prep.categorize.backbone import FeatureExtractor
 from data_prep.categorize.crops import CropSettings
 from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion, write_lesions
+from tests.data_prep.drawn_lesions import KINDS, draw_lesions
 
-KINDS = ("bright disc in water", "dark ring in tissue", "stripes")
 SMALL = CropSettings(side_px=64)
-
-
-def draw(kind: int, generator: np.random.Generator, size: int = 256) -> tuple[npt.NDArray[np.float64], list[float]]:
-    """A slice of HU with one object of a kind, and the object's box in px."""
-    y, x = np.mgrid[:size, :size] + 0.5
-    cx, cy = generator.uniform(0.4, 0.6, 2) * size
-    radius = generator.uniform(8, 14)
-    distance = np.hypot(x - cx, y - cy)
-    hu = np.full((size, size), (0.0, 60.0, -80.0)[kind])
-    if kind == 0:
-        hu[distance < radius] = 200
-    elif kind == 1:
-        hu[(distance < radius) & (distance > radius / 2)] = -120
-    else:
-        hu += 120 * (np.sin(x / 2) > 0)
-    hu += generator.normal(0, 12, hu.shape)
-    return hu, [cx - radius, cy - radius, cx + radius, cy + radius]
 
 
 def make_archive(folder: Path, *, count: int = 30, seed: int = 0, size: int = 256) -> tuple[list[Lesion], list[int]]:
     """One slice and one lesion a patient; every third patient is held out."""
-    generator = np.random.default_rng(seed)
-    lesions, kinds = [], []
-    for number in range(count):
-        kind = number % len(KINDS)
-        hu, box = draw(kind, generator, size)
-        image = f"{number:06d}_01_01/007.png"
-        (folder / image).parent.mkdir(parents=True)
-        write_hu(folder / image, hu)
-        split = ("train", "train", "validation")[number // len(KINDS) % 3]
-        x0, y0, x1, y1 = box
-        lesions.append(
-            Lesion(
-                lesion_id=f"{number:04d}",
-                bookmark_ids=(f"b{number}",),
-                source="csv",
-                image=image,
-                patient_id=f"p{number}",
-                rows=size,
-                columns=size,
-                spacing_x_mm=0.8,
-                spacing_y_mm=0.8,
-                x0=x0,
-                y0=y0,
-                x1=x1,
-                y1=y1,
-                long_diameter_mm=(x1 - x0) * 0.8,
-                split=split,
-            )
-        )
-        kinds.append(kind)
-    return lesions, kinds
+    lesions, kinds = draw_lesions(folder, count, size, seed)
+    splits = ("train", "train", "validation")
+    return [replace(v, split=splits[n // len(KINDS) % 3]) for n, v in enumerate(lesions)], kinds
 
 
 @pytest.fixture(scope="module")

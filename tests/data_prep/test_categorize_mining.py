@@ -1,4 +1,4 @@
-"""The mining loop on drawn lesions with a tiny schedule: it stops, resumes, repairs and leaks nothing."""
+"""The mining loop on drawn lesions with a tiny schedule: what it writes, that it goes on where it died, no leak."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,10 +23,9 @@ from data_prep.categorize.backbone import FeatureExtractor, tail_sha256
 from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.crops import CropSettings
 from data_prep.categorize.finetune import TrainingSettings
-from data_prep.categorize.mining import mine, taken_round
-from data_prep.categorize.rounds import Round
 from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion, write_lesions
+from tests.data_prep.drawn_lesions import draw_lesions
 
 CROPS = CropSettings(side_px=32)
 QUICK = MiningSettings(rounds=3, agreement=1.0, views=1, training=TrainingSettings(epochs=1, batch_size=8))
@@ -35,7 +33,7 @@ QUICK = MiningSettings(rounds=3, agreement=1.0, views=1, training=TrainingSettin
 
 @dataclass(frozen=True)
 class Archive:
-    """Slices of 96² with a bright disc, a dark ring or stripes, one lesion a patient, every fourth held out."""
+    """Slices of 96² with one lesion of three kinds each, one a patient; every fourth patient is held out."""
 
     folder: Path
     lesions: list[Lesion]
@@ -47,42 +45,8 @@ class Archive:
 
 
 def make_archive(folder: Path, count: int = 32, seed: int = 0) -> Archive:
-    generator = np.random.default_rng(seed)
-    y, x = np.mgrid[:96, :96] + 0.5
-    lesions, kinds = [], []
-    for number in range(count):
-        kind = number % 3
-        cx, cy = generator.uniform(40, 56, 2)
-        radius, distance = generator.uniform(8, 12), np.hypot(x - cx, y - cy)
-        hu = np.full((96, 96), (0.0, 60.0, -80.0)[kind])
-        if kind == 0:
-            hu[distance < radius] = 200
-        elif kind == 1:
-            hu[(distance < radius) & (distance > radius / 2)] = -120
-        else:
-            hu += 120 * (np.sin(x / 2) > 0)
-        image = f"{number:06d}_01_01/007.png"
-        (folder / "images" / image).parent.mkdir(parents=True)
-        write_hu(folder / "images" / image, hu + generator.normal(0, 12, hu.shape))
-        lesions.append(
-            Lesion(
-                lesion_id=f"{number:04d}",
-                bookmark_ids=(),
-                source="csv",
-                image=image,
-                patient_id=f"p{number}",
-                rows=96,
-                columns=96,
-                spacing_x_mm=1.0,
-                spacing_y_mm=1.0,
-                x0=cx - radius,
-                y0=cy - radius,
-                x1=cx + radius,
-                y1=cy + radius,
-                split="validation" if number % 4 == 3 else "train",
-            )
-        )
-        kinds.append(kind)
+    lesions, kinds = draw_lesions(folder / "images", count, size=96, seed=seed)
+    lesions = [replace(v, split="validation") if n % 4 == 3 else v for n, v in enumerate(lesions)]
     write_lesions(lesions, folder / "lesions.parquet")
     return Archive(folder, lesions, kinds)
 
@@ -302,112 +266,6 @@ def test_one_round_trains_nothing(archive: Archive, tmp_path: Path, monkeypatch:
     summary = categorize(archive, tmp_path, mining=MiningSettings(rounds=1))
     assert (summary.rounds, summary.round_taken) == (1, 1)
     assert Categorizer.load(tmp_path / "categorizer.safetensors").tail is None
-
-
-# --- when it stops -------------------------------------------------------------------------------------------------
-
-
-def scripted(
-    labels: list[list[int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rounds: int = 9
-) -> mining.Result:
-    """The loop with given clusterings and no network."""
-    count = len(labels[0])
-    left = iter(labels)
-    monkeypatch.setattr(mining, "_cluster", lambda *_: (np.array([next(left)], dtype=np.int32), 0))
-    monkeypatch.setattr(mining, "view_activations", lambda *_, **__: np.zeros(1))
-    monkeypatch.setattr(mining, "fine_tune", lambda *_, **__: ({"weight": torch.zeros(1)}, []))
-    features = np.random.default_rng(0).normal(size=(count, 3, 40)).astype(np.float16)
-    monkeypatch.setattr(mining, "tail_features", lambda *_: features)
-    lesions = [Lesion(lesion_id=str(number), bookmark_ids=(), source="csv") for number in range(count)]
-    return mine(
-        lesions,
-        features,
-        2,
-        patients=[str(number) for number in range(count)],
-        images=tmp_path,
-        folder=tmp_path / "mining",
-        extractor=FeatureExtractor("cpu"),
-        crops=CROPS,
-        settings=MiningSettings(rounds=rounds),
-        progress=False,
-    )
-
-
-HALVES, SWAPPED = [0] * 10 + [1] * 10, [1] * 10 + [0] * 10
-NEAR, MIXED, FAR = [0] * 9 + [1] * 11, [0] * 7 + [1] * 13, [0, 1] * 10
-
-
-def test_it_stops_when_two_rounds_agree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    result = scripted([FAR, NEAR, HALVES, SWAPPED, FAR], monkeypatch, tmp_path)
-    assert [r.number for r in result.rounds.rounds] == [1, 2, 3, 4]
-    assert (result.rounds.taken, result.rounds.stopped) == (4, "rounds 3 and 4 agree")
-    assert result.rounds.rounds[3].agreement == pytest.approx(1.0)
-
-
-def test_it_stops_when_the_agreement_stops_rising(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    result = scripted([HALVES, MIXED, NEAR, FAR, NEAR], monkeypatch, tmp_path)
-    agreement = [r.agreement or 0.0 for r in result.rounds.rounds]
-    assert result.rounds.stopped == "the agreement stopped rising"
-    assert agreement[-1] <= agreement[-2]
-    assert result.rounds.taken == 1 + int(np.argmax(agreement)) == len(agreement) - 1
-
-
-def test_more_rounds_go_on_with_those_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert scripted([FAR, MIXED], monkeypatch, tmp_path, rounds=2).rounds.stopped == "2 rounds"
-    result = scripted([NEAR, HALVES], monkeypatch, tmp_path, rounds=4)
-    np.testing.assert_array_equal(result.labels, [FAR, MIXED, NEAR, HALVES])
-
-
-def test_features_that_collapse_end_the_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = mining._cluster
-    with monkeypatch.context() as patch:
-        scripted([FAR], patch, tmp_path, rounds=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(mining, "tail_features", lambda *_: None)
-        scripted_features = np.zeros((20, 3, 40), np.float16)
-
-        def cluster(*arguments: Any) -> tuple[npt.NDArray[np.int32], int]:
-            return whole(np.zeros((20, 5)), *arguments[1:])
-
-        patch.setattr(mining, "view_activations", lambda *_, **__: np.zeros(1))
-        patch.setattr(mining, "fine_tune", lambda *_, **__: ({"weight": torch.zeros(1)}, []))
-        patch.setattr(mining, "tail_features", lambda *_: scripted_features)
-        patch.setattr(mining, "_cluster", cluster)
-        features = np.random.default_rng(0).normal(size=(20, 3, 40)).astype(np.float16)
-        result = mine(
-            [Lesion(lesion_id=str(number), bookmark_ids=(), source="csv") for number in range(20)],
-            features,
-            2,
-            patients=[str(number) for number in range(20)],
-            images=tmp_path,
-            folder=tmp_path / "mining",
-            extractor=FeatureExtractor("cpu"),
-            crops=CROPS,
-            progress=False,
-            settings=MiningSettings(rounds=3),
-        )
-    assert result.rounds.stopped == "the features of round 2 collapsed"
-    assert result.rounds.taken == 1
-    assert result.tail is None
-
-
-def test_the_round_that_agrees_best_is_taken() -> None:
-    def rounds(*agreements: float | None) -> list[Round]:
-        return [Round(n, a, a, 0.1, (1, 1), 0) for n, a in enumerate(agreements, start=1)]
-
-    assert taken_round(rounds(None)) == 1
-    assert taken_round(rounds(None, 0.0)) == 2
-    assert taken_round(rounds(None, 0.6, 0.8, 0.7)) == 3
-    assert taken_round(rounds(None, 0.8, 0.8)) == 3
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bad", [{"rounds": 0}, {"agreement": 0.0}, {"finer": 0}, {"views": -1}])
-def test_mining_settings_refuse_nonsense(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="mining"):
-        MiningSettings(**bad)
 
 
 def test_a_model_whose_network_was_changed_is_refused(mined: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import logging
 import os
@@ -29,12 +28,12 @@ from data_prep.bookmark import Bookmark, read_bookmarks
 from data_prep.harvest import HarvestSummary, harvest
 from data_prep.harvest_parts import read_file
 from tests.data_prep import damage, samples
+from tests.data_prep.harvests import TABLES, rejected
 
 COUNT = int(os.environ.get("LESION_DAMAGED_INPUTS", "300"))
 SEED = 20_180_714
 LONGEST_S = 10.0
 COPY = "a copy of a mark that was harvested already"
-TABLES = ("bookmarks.parquet", "lesions.parquet", "rejected.csv")
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,6 @@ def harvested(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> tuple
     after = listing(inputs.folder, inputs.sentinel, out.parent)
     outside = {name: facts for name, facts in after.items() if Path(name) != out and out not in Path(name).parents}
     return out, summary, outside == before and sorted(path.name for path in out.iterdir()) == sorted(TABLES)
-
-
-def rejected(out: Path) -> list[dict[str, str]]:
-    with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_seeds_are_whole(inputs: Inputs, tmp_path: Path) -> None:

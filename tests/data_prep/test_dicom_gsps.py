@@ -14,13 +14,13 @@ from pydicom import Dataset, dcmread
 
 from data_prep.bookmark import Bookmark
 from data_prep.readers import Rejection, dicom_gsps
+from tests.data_prep.dicom_objects import item
 from tests.data_prep.gsps_objects import (
     SERIES_UID,
     STUDY_UID,
     annotation,
     compound,
     graphic,
-    item,
     only,
     read,
     reference,

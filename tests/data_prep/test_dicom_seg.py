@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import io
 import math
 import random
 import time
@@ -24,6 +23,7 @@ from data_prep.errors import DataPrepError
 from data_prep.frames import Array
 from data_prep.readers import dicom_seg
 from data_prep.writers.dicom_seg import build_segmentation, mask_of
+from tests.data_prep.dicom_objects import encoded
 from tests.data_prep.seg_objects import (
     COLUMNS,
     EVIDENCE,
@@ -165,10 +165,8 @@ def test_codes_text_and_tracking_survive(tmp_path: Path) -> None:
 
 def test_same_arguments_give_the_same_bytes() -> None:
     def written() -> bytes:
-        buffer = io.BytesIO()
         marks = [mark("circle", [(40, 50), (52, 50)]), mark("polygon", [(10, 10), (30, 10), (30, 25)], image=4)]
-        build_segmentation(marks, EVIDENCE, **UIDS).save_as(buffer, enforce_file_format=True)
-        return buffer.getvalue()
+        return encoded(build_segmentation(marks, EVIDENCE, **UIDS))
 
     first = written()
     time.sleep(0.01)

@@ -20,7 +20,8 @@ from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError
 from data_prep.readers import dicom_sr
 from data_prep.writers.dicom_sr import derive_uid
-from tests.data_prep.sr_objects import image, mark, read_back, report, saved
+from tests.data_prep.dicom_objects import encoded
+from tests.data_prep.sr_objects import image, mark, read_back, report
 
 if TYPE_CHECKING:
     from tests.conftest import Judges
@@ -199,9 +200,9 @@ def test_frames_of_a_multi_frame_image() -> None:
 
 def test_same_input_same_bytes() -> None:
     marks = [mark("length", 1, 1, 5, 5), mark("circle", 9, 9, 12, 9)]
-    first = saved(report(marks))
+    first = encoded(report(marks))
     time.sleep(0.01)
-    assert saved(report(marks)) == first
+    assert encoded(report(marks)) == first
 
 
 def test_names_stay_out_of_messages(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:

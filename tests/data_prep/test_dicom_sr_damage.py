@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
-import struct
 import time
 import warnings
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,33 +13,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 from data_prep.bookmark import Bookmark
 from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection, dicom_kind, dicom_sr
-from tests.data_prep.sr_objects import content, mark, read_bytes, read_document, report, saved, scoord
-
-
-def damaged(original: bytes, count: int, seed: int) -> Iterator[bytes]:
-    """Truncations, bit flips, overwritten bytes, wrong VRs and absurd lengths."""
-    chance = random.Random(seed)
-    for number in range(count):
-        data = bytearray(original)
-        kind = number % 5
-        if kind == 0:
-            del data[chance.randrange(140, len(data)) :]
-        elif kind == 1:
-            for _ in range(chance.randrange(1, 30)):
-                data[chance.randrange(128, len(data))] ^= 1 << chance.randrange(8)
-        elif kind == 2:
-            start = chance.randrange(128, len(data) - 8)
-            data[start : start + 8] = chance.randbytes(8)
-        elif kind == 3:
-            vrs = [
-                i for i in range(140, len(data) - 4) if bytes(data[i : i + 2]) in (b"CS", b"SQ", b"FL", b"DS", b"UI")
-            ]
-            for place in chance.sample(vrs, min(4, len(vrs))):
-                data[place : place + 2] = chance.choice([b"UN", b"SQ", b"FL", b"US", b"PN", b"ZZ"])
-        else:
-            place = chance.randrange(140, len(data) - 4)
-            data[place : place + 4] = struct.pack("<I", chance.choice([0xFFFFFFFF, 0xFFFFFFFE, 0x7FFFFFFF]))
-        yield bytes(data)
+from tests.data_prep.damage import each_way
+from tests.data_prep.dicom_objects import encoded
+from tests.data_prep.sr_objects import content, mark, read_bytes, read_document, report, scoord
 
 
 def survives(data: bytes, folder: Path) -> None:
@@ -59,19 +32,19 @@ def survives(data: bytes, folder: Path) -> None:
 
 def test_damaged_reports_of_ours(tmp_path: Path) -> None:
     marks = [mark("bidirectional", 10, 20, 50, 60, 20, 50, 40, 30, text="x"), mark("circle", 9, 9, 12, 9)]
-    for data in damaged(saved(report(marks)), 40, seed=1):
+    for data in each_way(encoded(report(marks)), 40, seed=1):
         survives(data, tmp_path)
 
 
 def test_damaged_reports_of_others(shared_data: Path, tmp_path: Path) -> None:
     for number, path in enumerate(sorted((shared_data / "bookmarks").glob("sr/*.dcm"))):
-        for data in damaged(path.read_bytes(), 10, seed=number):
+        for data in each_way(path.read_bytes(), 10, seed=number):
             survives(data, tmp_path)
 
 
 @pytest.mark.parametrize("depth", [200, 5000])
 def test_deep_nesting(tmp_path: Path, depth: int) -> None:
-    header = saved(report([mark("point", 1, 1)]))[:400]
+    header = encoded(report([mark("point", 1, 1)]))[:400]
     meta = header[: 144 + int.from_bytes(header[140:144], "little")]
     level = b"\x40\x00\x30\xa7SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
     close = b"\xfe\xff\x0d\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -86,7 +59,7 @@ def test_deep_nesting(tmp_path: Path, depth: int) -> None:
 
 
 def test_too_many_items_and_an_absurd_length(tmp_path: Path) -> None:
-    data = saved(report([mark("point", 1, 1)]))
+    data = encoded(report([mark("point", 1, 1)]))
     with pytest.raises(UnreadableError, match="sequence items"):
         read_bytes(data + b"\xfe\xff\x00\xe0\0\0\0\0" * (dicom_kind.MAX_ITEMS + 1), tmp_path)
     path = tmp_path / "large.dcm"
@@ -107,7 +80,7 @@ def test_many_marks_in_one_container_take_linear_time() -> None:
 def test_a_deflated_report_and_a_deflate_bomb(tmp_path: Path) -> None:
     dataset = report([mark("length", 1, 2, 30, 40)])
     dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    data = saved(dataset)
+    data = encoded(dataset)
     (found,) = read_bytes(data, tmp_path)
     assert isinstance(found, Bookmark)
     assert found.points_px == (1.0, 2.0, 30.0, 40.0)
@@ -123,7 +96,7 @@ def test_a_deflated_report_and_a_deflate_bomb(tmp_path: Path) -> None:
 def test_sop_class_of_every_sort_of_file(tmp_path: Path) -> None:
     dataset = report([mark("point", 1, 1)])
     path = tmp_path / "no-suffix"
-    path.write_bytes(saved(dataset))
+    path.write_bytes(encoded(dataset))
     assert dicom_kind.sop_class_uid(path) == "1.2.840.10008.5.1.4.1.1.88.33"
     assert dicom_sr.recognise(path.read_bytes()[:4096], path)
     del dataset.file_meta.MediaStorageSOPClassUID

@@ -24,7 +24,8 @@ from data_prep.errors import DataPrepError
 from data_prep.frames import deeplesion_box_to_px, deeplesion_point_to_px
 from data_prep.lesion import Lesion, write_lesions
 from data_prep.readers import deeplesion_csv
-from tests.data_prep.exports import RECIST_PX, MakeCt, ct, lesion, rows_of, run, tree
+from tests.data_prep.exports import RECIST_PX, MakeCt, ct, lesion, run
+from tests.data_prep.files import rows_of, tree
 
 
 def numbers(text: str) -> list[float]:

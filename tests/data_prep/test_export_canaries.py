@@ -12,7 +12,8 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import MRImageStorage
 
-from tests.data_prep.exports import MakeCt, ct, lesion, rows_of, run, tree
+from tests.data_prep.exports import MakeCt, ct, lesion, run
+from tests.data_prep.files import rows_of, tree
 
 CANARY_BY_VR = {
     "DA": "19471103",

@@ -19,25 +19,10 @@ from data_prep import frames, harvest_join, harvest_parts
 from data_prep.archive.png import write_hu
 from data_prep.bookmark import read_bookmarks
 from data_prep.errors import DataPrepError
-from data_prep.harvest import WORK_FOLDER, HarvestSummary, harvest
+from data_prep.harvest import WORK_FOLDER
 from data_prep.lesion import read_lesions
 from data_prep.readers.registry import recognise
-
-TABLES = ("bookmarks.parquet", "lesions.parquet", "rejected.csv")
-
-
-def run(*sources: Path, out: Path, images: Path | None = None, workers: int = 1) -> HarvestSummary:
-    return harvest(list(sources), out, images=images, workers=workers, progress=False)
-
-
-def rejected(out: Path) -> list[dict[str, str]]:
-    with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    assert sorted(path.name for path in out.iterdir()) == sorted(TABLES)
-    return {name: (out / name).read_bytes() for name in TABLES}
+from tests.data_prep.harvests import TABLES, contents, rejected, run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import random
 import shutil
@@ -19,23 +18,15 @@ from pydicom import dcmread
 
 from data_prep import harvest_parts
 from data_prep.bookmark import Bookmark, read_bookmarks
-from data_prep.harvest import WORK_FOLDER, HarvestSummary, harvest
+from data_prep.harvest import WORK_FOLDER
 from data_prep.lesion import read_lesions
 from data_prep.writers.dicom_seg import build_segmentation
 from tests.data_prep import samples
+from tests.data_prep.dicom_objects import encoded
+from tests.data_prep.harvests import TABLES, contents, rejected, run
 
-TABLES = ("bookmarks.parquet", "lesions.parquet", "rejected.csv")
 OUTLINE = samples.circle_px(40.25, 30.5, 8)
 SPATIAL = samples.circle_px(20.5, 45.25, 9)
-
-
-def run(*sources: Path, out: Path, images: Path | None = None, workers: int = 1) -> HarvestSummary:
-    return harvest(list(sources), out, images=images, workers=workers, progress=False)
-
-
-def rejected(out: Path) -> list[dict[str, str]]:
-    with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def marks_of(out: Path) -> dict[str, Bookmark]:
@@ -46,17 +37,12 @@ def marks_of(out: Path) -> dict[str, Bookmark]:
     return found
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    assert sorted(path.name for path in out.iterdir()) == sorted(TABLES)
-    return {name: (out / name).read_bytes() for name in TABLES}
-
-
 def segmentation(**changes: Any) -> bytes:
     """A circle of 8 px on slice 2, drawn on images with these changes."""
     facts: dict[str, Any] = {"sop_instance_uid": "2.25.702", "series_instance_uid": "2.25.70"}
     circle = samples.mark("circle", (30, 30, 38, 30))
     images = [samples.ct_slice(k, **changes) for k in range(5)]
-    return samples.encoded(build_segmentation([circle], images, created=samples.CREATED, **facts))
+    return encoded(build_segmentation([circle], images, created=samples.CREATED, **facts))
 
 
 @pytest.fixture
@@ -64,8 +50,8 @@ def marks(tmp_path: Path) -> Path:
     """A structure set on slice 3, a SCOORD3D report on slice 1, a segmentation on slice 2."""
     folder = tmp_path / "marks"
     folder.mkdir()
-    (folder / "structures").write_bytes(samples.encoded(samples.structure_set({3: OUTLINE})))
-    (folder / "report").write_bytes(samples.encoded(samples.spatial_report(SPATIAL, k=1)))
+    (folder / "structures").write_bytes(encoded(samples.structure_set({3: OUTLINE})))
+    (folder / "report").write_bytes(encoded(samples.spatial_report(SPATIAL, k=1)))
     (folder / "mask").write_bytes(segmentation())
     return folder
 
@@ -115,7 +101,7 @@ def test_images_that_are_others(marks: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     changes = {"SOPInstanceUID": "2.25.5", "SeriesInstanceUID": "2.25.6", "FrameOfReferenceUID": "2.25.7"}
-    (other / "0").write_bytes(samples.encoded(samples.ct_slice(0, **changes)))
+    (other / "0").write_bytes(encoded(samples.ct_slice(0, **changes)))
     run(marks, out=tmp_path / "out", images=other)
     reasons = {Path(row["source_file"]).name: row["reason"] for row in rejected(tmp_path / "out")}
     assert "is not among the images given" in reasons["structures"]
@@ -180,7 +166,7 @@ def test_an_image_that_changed_in_between_is_read_again(
     for path in images.iterdir():  # the pixels of the whole series are twice as large as was said
         image = dcmread(path)
         image.PixelSpacing = [step * 2 for step in image.PixelSpacing]
-        path.write_bytes(samples.encoded(image))
+        path.write_bytes(encoded(image))
     run(marks, images, out=tmp_path / "out")
     run(marks, images, out=tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
@@ -195,7 +181,7 @@ def test_a_mask_of_another_size_without_a_place(images: Path, tmp_path: Path) ->
     mask = dcmread(_written(tmp_path / "mask", segmentation(Rows=60, Columns=60)))
     for groups in mask.PerFrameFunctionalGroupsSequence:
         del groups.PlanePositionSequence
-    _written(tmp_path / "mask", samples.encoded(mask))
+    _written(tmp_path / "mask", encoded(mask))
     summary = run(tmp_path / "mask", out=tmp_path / "out", images=images)
     assert summary.total_bookmarks == 0
     (row,) = rejected(tmp_path / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import random
 import struct
 import time
 from pathlib import Path
@@ -17,6 +16,8 @@ from data_prep import recist
 from data_prep.bookmark import Bookmark
 from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection, nifti_mask
+from tests.data_prep.damage import cut_or_overwritten
+from tests.data_prep.tolerance import read_each
 
 SPACING = (0.8, 0.9, 2.5)  # towards L, P, S
 SHAPE = (60, 50, 12)
@@ -188,24 +189,10 @@ def test_an_affine_without_orientation(tmp_path: Path, srow: np.ndarray) -> None
 def test_damaged_files_are_refused_or_read(tmp_path: Path, name: str) -> None:
     path = save(tmp_path / name, labels_lps())
     whole = path.read_bytes()
-    rng = random.Random(8)
-    started = time.monotonic()
-    refused = 0
-    for number in range(60):
-        data = bytearray(whole)
-        if number % 2:
-            del data[rng.randrange(len(data)) :]
-        else:
-            for _ in range(rng.choice((1, 5, 20))):
-                data[rng.randrange(min(len(data), 400))] = rng.randrange(256)
-        path.write_bytes(data)
-        recognised(path)
-        try:
-            list(nifti_mask.read(path))
-        except UnreadableError:
-            refused += 1
+    header = min(len(whole), 400)
+    contents = cut_or_overwritten(whole, 60, seed=8, times=(1, 5, 20), reach=lambda _: header)
+    refused = read_each(nifti_mask, contents, path).count(None)
     assert refused >= 30  # every truncated one, at the least
-    assert time.monotonic() - started < 60
 
 
 def test_other_files_are_not_recognised(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import importlib
@@ -20,6 +19,7 @@ from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError
 from data_prep.lesion import COARSE_TYPES
 from data_prep.phantom import hospital, radiologist
+from tests.data_prep.files import rows_of
 
 PATIENTS, SEED = 2, 5
 FORMS = ("sr", "gsps", "aim", "seg")
@@ -189,7 +189,7 @@ def test_highdicom_reads_the_reports(made: Path) -> None:
     for path in sorted((made / "dicom").glob("*/*/REPORTS/sr.dcm")):
         content: Any = srread(path).content
         groups += len(content.get_image_measurement_groups())
-    assert groups == len(read_rows(made))
+    assert groups == len(rows_of(made / "DL_info.csv"))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def marks(
 
 def csv_points(made: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
     out: dict[str, list[np.ndarray[Any, Any]]] = {}
-    for row in read_rows(made):
+    for row in rows_of(made / "DL_info.csv"):
         folder, number = row["File_name"].rsplit("_", 1)
         points = np.fromstring(row["Measurement_coordinates"], sep=",").reshape(4, 2)
         out.setdefault(f"{folder}/{number}", []).append(frames.deeplesion_point_to_px(points))
@@ -247,11 +247,6 @@ def csv_points(made: Path) -> dict[str, list[np.ndarray[Any, Any]]]:
 
 
 # --- DeepLesion form -----------------------------------------------------------------------------------------------
-
-
-def read_rows(made: Path) -> list[dict[str, str]]:
-    with (made / "DL_info.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def pixel_hu(ds: pydicom.Dataset) -> np.ndarray[Any, Any]:
@@ -267,7 +262,7 @@ def test_png_and_dicom_are_equal_to_the_bit(made: Path, slices: dict[str, pydico
 
 
 def test_rows_are_deeplesion_rows(made: Path, truth: dict[str, Any], items: list[dict[str, Any]]) -> None:
-    rows = read_rows(made)
+    rows = rows_of(made / "DL_info.csv")
     marked = sum(sum(item["marked"]) for item in items)
     assert len(rows) == marked > 0
     by_image = {item["image"][1]: item for item in items}

@@ -153,6 +153,16 @@ def test_detections(tmp_path: Path) -> None:
     assert (found.rows, found.columns, found.patient_id) == (400, 512, None)
 
 
+def test_png_slices_are_told_apart_by_their_path(tmp_path: Path) -> None:
+    content = detections(image_uid=None, image="S/003.png")
+    content["series"][0]["findings"].append(content["series"][0]["findings"][0] | {"image": "T/003.png"})
+    first, second = detections_json.read(write(tmp_path, json.dumps(content), "d.json"))
+    assert isinstance(first, Bookmark)
+    assert isinstance(second, Bookmark)
+    assert (first.image, second.image) == ("S/003.png", "T/003.png")
+    assert first.bookmark_id != second.bookmark_id
+
+
 @pytest.mark.parametrize("change", [{"box_px": [30.0, 20.0, 10.0, 50.0]}, {"image": "../x.png"}])
 def test_a_bad_detection_is_rejected(tmp_path: Path, change: dict[str, Any]) -> None:
     (found,) = detections_json.read(write(tmp_path, json.dumps(detections(**change)), "d.json"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from data_prep.bookmark import Bookmark, read_bookmarks
 from data_prep.harvest import HarvestSummary, harvest
 from data_prep.lesion import Lesion, read_lesions
+from tests.data_prep.harvests import rejected
 
 Harvested = tuple[Path, Path, HarvestSummary]
 
@@ -41,8 +41,7 @@ def test_every_file_is_accounted_for(harvested: Harvested, marks: dict[str, list
     """Marks, an image, or a reason; and only licences are no format that is known."""
     source, out, summary = harvested
     files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    with (out / "rejected.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = rejected(out)
     listed = {Path(row["source_file"]).relative_to(source).as_posix() for row in rows}
     images = {name for name in files if name.startswith("aim_xml_and_sr/images/")}
     images |= {f"gsps/real0{number}.dcm" for number in (1, 2, 3)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -19,6 +18,7 @@ from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion, write_lesions
 from data_prep.readers import dicom_kind, dicom_sr
 from data_prep.writers.report import report
+from tests.data_prep.files import rows_of
 
 if TYPE_CHECKING:
     from tests.conftest import Judges
@@ -137,9 +137,7 @@ def test_lesions_of_two_series(tmp_path: Path) -> None:
     assert found["bidirectional"].tracking_uid == "2.25.55"
     assert found["length"].site == "10200004^SCT^Liver"
     assert (found["point"].points_px, found["point"].text) == ((7.0, 8.0), "look")
-    with (tmp_path / "out" / "rejected.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert {row["row"]: row["reason"] for row in rows} == {
+    assert {row["row"]: row["reason"] for row in rows_of(tmp_path / "out" / "rejected.csv")} == {
         "lesion5": "a person rejected it",
         "lesion6": "its image is not in the DICOM folder",
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import sys
 from dataclasses import replace
@@ -22,23 +21,8 @@ from data_prep.categorize.features import FeatureCache
 from data_prep.categorize.search import SearchSummary, search
 from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion, write_lesions
-
-KINDS = 3
-
-
-def draw(kind: int, generator: np.random.Generator) -> tuple[npt.NDArray[np.float64], tuple[float, ...]]:
-    """A slice of HU with one object of a kind: a bright disc, a dark ring or a disc on stripes; its box in px."""
-    y, x = np.mgrid[:128, :128] + 0.5
-    cx, cy = generator.uniform(50, 78, 2)
-    radius = generator.uniform(8, 14)
-    distance = np.hypot(x - cx, y - cy)
-    hu = np.full((128, 128), (0.0, 60.0, -80.0)[kind])
-    if kind == 2:
-        hu += 120 * (np.sin(x / 2) > 0)
-    inside = distance < radius if kind != 1 else (distance < radius) & (distance > radius / 2)
-    hu[inside] = (200.0, -120.0, 200.0)[kind]
-    return hu + generator.normal(0, 12, hu.shape), (cx - radius, cy - radius, cx + radius, cy + radius)
-
+from tests.data_prep.drawn_lesions import draw_lesions
+from tests.data_prep.files import rows_of
 
 ORGANS = ("Liver", "Kidney", "Lung")
 
@@ -47,41 +31,23 @@ ORGANS = ("Liver", "Kidney", "Lung")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Lesion]]:
     """Fifteen lesions of three kinds with the words of their kinds, two a patient, categorised."""
     folder = tmp_path_factory.mktemp("archive")
-    generator = np.random.default_rng(0)
-    lesions = []
-    for number in range(15):
-        kind = number % KINDS
-        hu, (x0, y0, x1, y1) = draw(kind, generator)
-        image = f"{number:06d}_01_01/007.png"
-        (folder / "images" / image).parent.mkdir(parents=True)
-        write_hu(folder / "images" / image, hu)
-        lesions.append(
-            Lesion(
-                lesion_id=f"lesion{number:02d}",
-                bookmark_ids=(),
-                source="csv",
-                image=image,
-                patient_id=f"secret-{number // 6 * 3 + kind}",  # numbers 0 and 3 are of one patient, and so on
-                rows=128,
-                columns=128,
-                spacing_x_mm=0.8,
-                spacing_y_mm=0.8,
-                x0=x0,
-                y0=y0,
-                x1=x1,
-                y1=y1,
-                long_diameter_mm=(x1 - x0) * 0.8,
-                text=f"confidential {ORGANS[kind]} lesion {number}",
-                split="train",
-            )
+    drawn, kinds = draw_lesions(folder / "images", 15, size=128)
+    lesions = [
+        replace(
+            lesion,
+            lesion_id=f"lesion{number:02d}",
+            patient_id=f"secret-{number // 6 * 3 + kind}",  # numbers 0 and 3 are of one patient, and so on
+            text=f"confidential {ORGANS[kind]} lesion {number}",
         )
+        for number, (lesion, kind) in enumerate(zip(drawn, kinds, strict=True))
+    ]
     write_lesions(lesions, folder / "lesions.parquet")
     single = MiningSettings(rounds=1)
     run(
         folder / "lesions.parquet",
         folder / "images",
         folder / "categories",
-        categories=KINDS,
+        categories=len(ORGANS),
         crops=CropSettings(side_px=64),
         device="cpu",
         progress=False,
@@ -125,8 +91,7 @@ def test_the_command(
         __main__.main()
     assert not stopped.value.code
     printed = capsys.readouterr().out
-    with (tmp_path / "hits.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "hits.csv")
     assert [*rows[0]] == ["rank", "lesion_id", "similarity", "image", "category", "long_diameter_mm", "same_patient"]
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5", "6"]
     by_id = {lesion.lesion_id: lesion for lesion in lesions}
