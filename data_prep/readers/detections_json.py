@@ -30,6 +30,9 @@ def recognise(head: bytes, path: Path) -> bool:
 def read(path: Path) -> Iterator[Bookmark | Rejection]:
     """Every finding as a ``box`` with its score; its row is ``series/finding``, both 0-based.
 
+    Its id is made of the series, the image (UID, path or slice number), the label and the box. The bundle's
+    ``find_unmarked`` writes the same id into its gallery, so changing the parts is changing the format.
+
     Raises:
         UnreadableError: not JSON, not after the schema (``schemas/detections.schema.json``), or absurdly large.
     """
@@ -45,7 +48,8 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
                     bookmark_id=make_id(
                         SOURCE,
                         series["series_uid"],
-                        finding["image_uid"] or finding["slice_index"],
+                        # A PNG slice has no UID; its path says which one it is.
+                        finding["image_uid"] or finding.get("image") or finding["slice_index"],
                         finding["label"],
                         *(f"{value:.3f}" for value in box_px),
                     ),

@@ -63,6 +63,8 @@ def put(keys: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
         (put(["training", 0, "image"], ["a", "b"]), "odd"),
         (put(["tuning", 0, "patient_id"], "1"), "patient"),
         (put(["training", 0, "lesion_id"], ["a", "b"]), "lesion_id"),
+        (put(["training", 0, "recist_px"], [[1, 2, 3]]), "recist_px"),
+        (put(["training", 0, "recist_px"], [[1, 2, 3, 4, 5, 6, 7, float("inf")]]), "recist_px"),
         (put(["categories"], []), "categories"),
         (put(["training"], "x"), "list"),
     ],

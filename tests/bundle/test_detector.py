@@ -97,6 +97,28 @@ def test_selection_equals_monais_for_a_single_class() -> None:
             torch.testing.assert_close(a["box"], b["box"])
 
 
+def test_selection_of_5000_candidates_equals_monais_up_to_ties() -> None:
+    torch.manual_seed(4)
+    anchors = random_boxes(5000, 480.0)
+    logits, deltas = torch.randn(1, 5000, 1) * 2, torch.randn(1, 5000, 4) * 0.1
+    logits[0, 1000:1200] = logits[0, 0]  # ties
+    settings = {"score_thresh": 0.02, "topk_candidates_per_level": 5000, "nms_thresh": 0.5, "detections_per_img": 300}
+    net = LesionNet(num_classes=1, num_anchors=1, pretrained=False, channels=32)
+    found = []
+    generator = ExactAnchorGenerator([[8.0]])
+    for detector in (LesionDetector(net, generator), RetinaNetDetector(net, generator)):
+        detector.set_target_keys("box", "label")
+        detector.set_box_selector_parameters(**settings)
+        outputs = {detector.cls_key: logits, detector.box_reg_key: deltas}
+        found.append(detector.postprocess_detections(outputs, [anchors], [[512, 512]], [5000])[0])
+    ours, monai = found
+    assert len(ours["box"]) == 300
+    torch.testing.assert_close(ours["label_scores"], monai["label_scores"])
+    untied = ours["label_scores"] != logits[0, 0].sigmoid()
+    assert untied.sum() > 200
+    torch.testing.assert_close(ours["box"][untied], monai["box"][untied])
+
+
 def test_batched_equals_single(network: LesionNet) -> None:
     detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).eval()
     images = torch.rand(3, 3, 96, 64)
@@ -197,6 +219,17 @@ def test_fitted_sizes_reach_more_than_the_usual_ones() -> None:
     )
     with pytest.raises(ValueError, match="fewer than two"):
         fit_sizes(extents[:1], (4, 8, 16, 32))
+
+
+def test_depthwise_kernels_are_float32_only_where_gradients_flow() -> None:
+    from scripts.network import Float32Conv2d
+
+    layer = Float32Conv2d(8, 8, 3, padding=1, groups=8)
+    x = torch.rand(1, 8, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.float32
+        with torch.inference_mode():
+            assert layer(x).dtype == torch.bfloat16
 
 
 @pytest.mark.cuda

@@ -14,19 +14,17 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts.average_precision import PrecisionTable, average_precision, match_as_coco
 from scripts.froc import (
     FP_PER_IMAGE,
     Array,
     HitTable,
     ImageResult,
-    PrecisionTable,
     accuracy_at_iou,
-    average_precision,
     best_of_k,
     box_iou,
     chance_of_hit,
     froc_curve,
-    match_as_coco,
     sensitivity_at_fp,
 )
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from scripts.average_precision import average_precision
 from scripts.bootstrap import draws
-from scripts.froc import ImageResult, accuracy_at_iou, average_precision, sensitivity_at_fp
+from scripts.froc import ImageResult, accuracy_at_iou, sensitivity_at_fp
+from scripts.groups import DEEPLESION_TYPES
 from scripts.metrics import (
     CURVE_FP_PER_IMAGE,
-    DEEPLESION_TYPES,
     LesionDetectionMetric,
     compare,
     compute,
@@ -229,7 +231,10 @@ def test_a_better_run_is_ahead_with_a_small_p() -> None:
         assert difference[key]["value"] == pytest.approx(expected)
         assert difference[key]["low"] > 0
         assert difference[key]["p"] < 0.05
-    assert set(difference) == {"schema_version", "froc", "average_sensitivity", "accuracy_at_iou", "average_precision"}
+    assert set(difference) == {
+        "schema_version", "froc", "average_sensitivity", "accuracy_at_iou", "average_precision",
+        "average_precision_at_iou",
+    }  # fmt: skip
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
@@ -255,3 +260,30 @@ def test_a_thousand_replicates_of_five_thousand_images_take_seconds() -> None:
     start = time.perf_counter()
     compute(results, bootstrap=1000)
     assert time.perf_counter() - start < 60
+
+
+# --- average precision over IoU ---------------------------------------------------------------------------------------
+
+
+def test_average_precision_at_each_iou_agrees_with_torchmetrics() -> None:
+    detection = pytest.importorskip("torchmetrics.detection", reason="pip install torchmetrics faster-coco-eval")
+    pytest.importorskip("faster_coco_eval", reason="pip install torchmetrics faster-coco-eval")
+    results = [
+        image_result(
+            r.image, r.patient_id, np.round(r.boxes_px * 64) / 64, r.scores, np.round(r.true_boxes_px * 64) / 64
+        )
+        for r in simulated(0, decimals=6)
+    ]  # the judge keeps float32; 1/64 px is exact there
+    found = compute(results, bootstrap=0)
+    for iou, figure in found["average_precision_at_iou"].items():
+        judge = detection.MeanAveragePrecision(iou_thresholds=[float(iou)], backend="faster_coco_eval")
+        judge.warn_on_many_detections = False
+        for r in results:
+            judge.update(
+                [{"boxes": torch.tensor(r.boxes_px), "scores": torch.tensor(r.scores),
+                  "labels": torch.zeros(len(r.scores)).long()}],
+                [{"boxes": torch.tensor(r.true_boxes_px), "labels": torch.zeros(len(r.true_boxes_px)).long()}],
+            )  # fmt: skip
+        assert figure["value"] == pytest.approx(float(judge.compute()["map"]), abs=1e-6)
+    assert found["average_precision_at_iou"]["0.1"]["value"] > found["average_precision_at_iou"]["0.9"]["value"]
+    assert found["average_precision"] == found["average_precision_at_iou"]["0.5"]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.contract import make
+from monai.apps.detection.transforms.dictionary import FlipBoxd, ZoomBoxd
+from scripts.contract import bracket, make, resized_shape
 from scripts.transforms import ApplyContractd, LoadSlicesd, RandAugmentLesiond, affine, read_slice, window_and_resize
 
 BOX = [150.0, 40.0, 190.0, 64.0]  # x0, y0, x1, y1: off-centre and not square
@@ -84,14 +85,15 @@ def test_the_key_slice_stands_in_for_one_of_another_size(tmp_path: Path) -> None
     scale=st.floats(0.7, 1.4),
     shift=st.tuples(st.floats(-0.1, 0.1), st.floats(-0.1, 0.1)),
     flip=st.tuples(st.booleans(), st.booleans()),
+    degrees=st.floats(-30, 30),
 )
 def test_augmentation_moves_pixels_and_boxes_alike(
-    scale: float, shift: tuple[float, float], flip: tuple[bool, bool]
+    scale: float, shift: tuple[float, float], flip: tuple[bool, bool], degrees: float
 ) -> None:
     # A smooth blob: a hard edge would alias when made smaller, and that is not what is tested here.
     x, y = torch.arange(160.0)[:, None] + 0.5 - 72, torch.arange(128.0)[None] + 0.5 - 58
     image = (255 * torch.exp(-(x**2) / (2 * 6**2) - y**2 / (2 * 4**2))).round().to(torch.uint8)[None]
-    out, boxes = affine(image, torch.tensor([[60.0, 50.0, 84.0, 66.0]]), scale, shift, flip)
+    out, boxes, _ = affine(image / 255, torch.tensor([[60.0, 50.0, 84.0, 66.0]]), scale, shift, flip, degrees)
     weight = out[0].double()
     for axis, size in ((0, 160), (1, 128)):
         position = torch.arange(size).double() + 0.5
@@ -123,3 +125,152 @@ def test_augmentation_is_repeatable_and_drops_boxes_outside() -> None:
 def test_a_contract_refuses_nonsense(slices: int, windows: list[list[float]], size: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(slices, windows, size)
+
+
+def turned_ellipse(half: tuple[float, float], degrees: float, centre: tuple[float, float], size: int) -> torch.Tensor:
+    """[1, X, Y] of 0 and 1: an ellipse whose first half axis points ``degrees`` from +x towards +y."""
+    x = torch.arange(float(size))[:, None] + 0.5 - centre[0]
+    y = torch.arange(float(size))[None] + 0.5 - centre[1]
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    return ((((x * cos + y * sin) / half[0]) ** 2 + ((y * cos - x * sin) / half[1]) ** 2) <= 1).float()[None]
+
+
+@pytest.mark.parametrize("degrees", [-25.0, 12.0, 90.0])
+def test_a_rotated_box_encloses_its_rotated_lesion(degrees: float) -> None:
+    image = turned_ellipse((30, 12), 0, (110.0, 75.0), 160)
+    box = torch.tensor([[80.0, 63.0, 140.0, 87.0]])
+    out, turned, _ = affine(image, box, 1.0, (0, 0), (False, False), degrees)
+    assert turned[0].tolist() == pytest.approx(bounds(out[0]), abs=1.5)
+
+
+@pytest.mark.parametrize("flip", [(False, False), (True, False)])
+def test_a_rotated_box_keeps_its_margins_around_the_diameters(flip: tuple[bool, bool]) -> None:
+    # A long thin lesion at 45 degrees: the ellipse in its box is a circle, which would not change.
+    ends = torch.tensor([[[80.0, 80], [108, 108], [92, 96], [96, 92]]])
+    box = torch.tensor([[74.5, 74.5, 113.5, 113.5]])
+    image = turned_ellipse((19.8, 2.8), 45, (94, 94), 160)
+    out, turned, moved = affine(image, box, 1.25, (0.05, 0), flip, 15, ends)
+    assert moved is not None
+    margin = 5.5 * 1.25  # of the official rule, enlarged with the image
+    expected = torch.cat([moved[0].amin(0) - margin, moved[0].amax(0) + margin])
+    torch.testing.assert_close(turned[0], expected, atol=1e-3, rtol=0)
+    lesion = bounds(out[0])
+    assert (turned[0] - torch.tensor(lesion)).abs().max() < margin + 1.5
+    assert (turned[0, 2] - turned[0, 0]) / (turned[0, 3] - turned[0, 1]) != pytest.approx(1, abs=0.2)
+    _, by_ellipse, _ = affine(image, box, 1.25, (0.05, 0), flip, 15, torch.full_like(ends, torch.nan))
+    torch.testing.assert_close(by_ellipse, affine(image, box, 1.25, (0.05, 0), flip, 15)[1])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_flip_equals_monais(axis: int) -> None:
+    torch.manual_seed(0)
+    image, box = torch.rand(2, 96, 64), torch.tensor([[10.0, 20, 31, 60], [50.5, 3, 80, 9]])
+    monai = FlipBoxd(["image"], ["box"], ["image"], spatial_axis=axis)({"image": image, "box": box})
+    out, boxes, _ = affine(image, box, 1.0, (0, 0), (axis == 0, axis == 1))
+    torch.testing.assert_close(out, torch.as_tensor(monai["image"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(boxes, torch.as_tensor(monai["box"]))
+
+
+@pytest.mark.parametrize("zoom", [1.25, 0.75])
+def test_zoom_equals_monais(zoom: float) -> None:
+    x, y = torch.arange(128.0)[:, None] + 0.5 - 80, torch.arange(64.0)[None] + 0.5 - 25
+    image, box = torch.exp(-(x**2) / 200 - y**2 / 60)[None], torch.tensor([[70.0, 20, 90, 30]])
+    monai = ZoomBoxd(
+        ["image"], ["box"], ["image"], (zoom, zoom), mode="bilinear", padding_mode="constant", keep_size=True
+    )
+    expected = monai({"image": image, "box": box})
+    out, boxes, _ = affine(image, box, zoom, (0, 0), (False, False))
+    torch.testing.assert_close(boxes, torch.as_tensor(expected["box"]))
+    torch.testing.assert_close(out, torch.as_tensor(expected["image"]), atol=0.02, rtol=0)
+
+
+def test_augmentation_keeps_boxes_labels_and_diameters_together() -> None:
+    transform = RandAugmentLesiond(["image"], shift=0.3, rotation=20, gamma=0.3).set_random_state(seed=0)
+    ends = torch.tensor([[[20.0, 20], [30, 30], [22, 28], [28, 22]], [[2, 2], [8, 8], [3, 7], [7, 3]]])
+    image = torch.arange(64, dtype=torch.uint8)[None, :, None].repeat(2, 1, 64)
+    item = {"image": image, "box": torch.tensor([[15.0, 15, 35, 35], [0, 0, 13, 13]]), "label": torch.tensor([4, 7]),
+            "recist_px": ends}  # fmt: skip
+    lost = 0
+    for _ in range(40):
+        out = transform(item)
+        assert 0 <= float(out["image"].min()) <= float(out["image"].max()) <= 1
+        assert len(out["box"]) == len(out["label"]) == len(out["recist_px"])
+        middle = (out["recist_px"].amin(1) + out["recist_px"].amax(1)) / 2
+        inside = (out["box"][:, :2] < middle) & (middle < out["box"][:, 2:])
+        assert inside.all()
+        lost += len(out["box"]) < 2
+    assert 0 < lost < 40
+
+
+# --- the contract's millimetres --------------------------------------------------------------------------------------
+
+
+def ramp(folder: Path, spacing_mm: float, count: int) -> list[str]:
+    """Slices whose HU is 10 times their position in mm; their paths."""
+    names = [f"s{spacing_mm}/{number:03d}.png" for number in range(count)]
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(exist_ok=True)
+        hu = np.full((8, 8), round(10 * number * spacing_mm))
+        cv2.imwrite(str(folder / name), (hu + 32768).astype(np.uint16))
+    return names
+
+
+@pytest.mark.parametrize("spacing_mm", [1.0, 1.5, 2.0, 5.0])
+def test_neighbours_are_equally_far_apart_whatever_the_series(tmp_path: Path, spacing_mm: float) -> None:
+    names = ramp(tmp_path, spacing_mm, 21)
+    item = {"image": names[2:19], "meta": {"spacing_mm": [0.8, 0.8, spacing_mm]}}
+    hu = LoadSlicesd(["image"], tmp_path, 5, slice_step_mm=2.0)(item)["image"]
+    np.testing.assert_allclose(hu[:, 0, 0] / 10 - 10 * spacing_mm, [-4, -2, 0, 2, 4], atol=0.02 * spacing_mm)
+    as_listed = LoadSlicesd(["image"], tmp_path, 5)(item)["image"]
+    np.testing.assert_allclose(as_listed[:, 0, 0] / 10, [(10 + k) * spacing_mm for k in range(-2, 3)])
+
+
+def test_neighbours_at_the_end_of_a_series_and_beyond_the_datalist(tmp_path: Path) -> None:
+    names = ramp(tmp_path, 2.0, 9)
+    meta = {"spacing_mm": [0.8, 0.8, 2.0]}
+    load = LoadSlicesd(["image"], tmp_path, 5, slice_step_mm=3.0)
+    first = load({"image": [names[1]] * 3 + [names[1], *names[2:5]], "meta": meta})["image"][:, 0, 0] / 10
+    assert first.tolist() == pytest.approx([2, 2, 2, 5, 8])  # nothing below: the outermost slice stands in
+    with pytest.raises(ValueError, match=r"reach 4 mm.*want 6 mm.*--slices 7"):
+        load({"image": names[2:7], "meta": meta})
+    with pytest.raises(ValueError, match="--slices 5"):  # the slices' places are unknown, so as many as they are
+        load({"image": names[2:5], "meta": {"spacing_mm": [0.8, 0.8, None]}})
+
+
+def test_bracket_is_linear_interpolation() -> None:
+    values, positions = np.array([3.0, 7.0, 1.0]), [0.0, 2.5, 5.0]
+    wanted = [-4.0, 0.0, 1.0, 2.5, 4.0, 9.0]
+    ours = [values[a] * (1 - w) + values[b] * w for a, b, w in bracket(positions, wanted)]
+    np.testing.assert_allclose(ours, np.interp(wanted, positions, values))
+    assert bracket([0.0, 0.3], [0.1 + 0.2]) == [(1, 1, 0.0)]
+
+
+@pytest.mark.parametrize(("spacing", "columns", "rows"), [(0.7, 256, 192), (1.4, 128, 96), (0.35, 500, 300)])
+def test_a_pixel_has_a_set_size_and_boxes_follow(tmp_path: Path, spacing: float, columns: int, rows: int) -> None:
+    box = [columns * 0.6, rows * 0.2, columns * 0.75, rows * 0.3]
+    write_slice(tmp_path / "001.png", columns, rows, box)
+    box = [float(int(v)) for v in box]
+    contract = make(1, [[-100, 200]], 256, pixel_mm=1.0)
+    item = {"image": ["001.png"], "box": [box], "label": [0], "meta": {"spacing_mm": [spacing, spacing, 5.0]}}
+    out = ApplyContractd(["image"], contract)(LoadSlicesd(["image"], tmp_path, 1)(item))
+    assert out["image"].shape == (1, 256, 256)
+    extent_mm = (box[2] - box[0]) * spacing
+    assert float(out["box"][0, 2] - out["box"][0, 0]) == pytest.approx(extent_mm, rel=0.01)
+    assert bounds(out["image"][0].float()) == pytest.approx(out["box"][0].tolist(), abs=0.8)
+    torch.testing.assert_close(out["box"] / out["resize_factor"], torch.tensor([box]))
+    with pytest.raises(ValueError, match=r"001\.png.*pixel size"):
+        ApplyContractd(["image"], contract)(LoadSlicesd(["image"], tmp_path, 1)({**item, "meta": {}}))
+
+
+def test_a_slice_too_large_for_the_input_is_made_to_fit() -> None:
+    assert resized_shape((512, 512), 512, 0.8, [0.8, 0.8]) == (512, 512)
+    assert resized_shape((512, 512), 512, 0.8, [0.4, 0.4]) == (256, 256)
+    assert resized_shape((512, 256), 512, 0.8, [1.6, 1.6]) == (512, 256)
+    assert resized_shape((512, 256), 640) == (640, 320)
+
+
+@pytest.mark.parametrize("field", ["slice_step_mm", "pixel_mm"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_contract_refuses_impossible_millimetres(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        make(1, [[0, 1]], 64, **{field: value})

@@ -10,6 +10,8 @@ import pydicom
 import pytest
 from nibabel.affines import apply_affine
 from pydicom.dataset import FileMetaDataset
+from scripts.contract import make
+from scripts.inference import SeriesDataset
 from scripts.volume import Volume, load
 
 SHAPE, SPACING = (40, 32, 12), np.array([0.8, 0.9, 2.5])
@@ -148,3 +150,20 @@ def test_real_series_without_uids(shared_data: Path) -> None:
     image = LoadImage(image_only=True, ensure_channel_first=True)(shared_data / "ct" / "totalsegmentator_dicom")
     lps = Orientation(axcodes="LPS", labels=None)(image)[0]
     np.testing.assert_array_equal(np.asarray(lps), volume.hu)
+
+
+@pytest.mark.parametrize("step_mm", [None, 2.5, 4.0])
+def test_a_series_gives_the_channels_its_contract_says(tmp_path: Path, step_mm: float | None) -> None:
+    """Slices at the contract's distance, one pixel of the input 0.45 mm, and the lesion where its box is."""
+    hu = np.repeat(np.arange(SHAPE[2])[None, None] * 20.0, SHAPE[0], 0).repeat(SHAPE[1], 1)
+    hu[28:34, 6:10] += 500
+    affine = np.diag([-0.9, -0.9, 2.5, 1.0])
+    nib.Nifti1Image(hu.astype(np.int16), affine).to_filename(tmp_path / "ramp.nii")
+    dataset = SeriesDataset(tmp_path / "ramp.nii", make(3, [[0, 255]], 96, step_mm, pixel_mm=0.45), progress=False)
+    item = dataset[5]
+    per_step = 20 * (step_mm or 2.5) / 2.5
+    np.testing.assert_allclose(item["image"][:, 4, 4] * 255, 100 + np.array([-1, 0, 1]) * per_step, atol=1)
+    np.testing.assert_allclose(dataset[0]["image"][0, 4, 4] * 255, 0, atol=1)  # nothing below the lowest slice
+    found = np.argwhere(item["image"][1].numpy() > 0.8)
+    box = np.concatenate([found.min(0), found.max(0) + 1]) / item["resize_factor"].numpy()
+    np.testing.assert_allclose(box, [28, 6, 34, 10], atol=0.3)

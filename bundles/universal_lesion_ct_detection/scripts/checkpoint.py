@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
 
     Returns:
         ``file`` (its name), ``sha256``, ``contract``, ``anchor_sizes``, ``categories``, ``channels``,
-        ``convolutions``, ``folded`` (batch norm folded into the convolutions, as in a network trained from ImageNet)
-        and ``operating_score``, the score threshold chosen in training (0.05 where none was).
+        ``convolutions``, ``folded`` (batch norm folded into the convolutions, as in a network trained from ImageNet),
+        ``operating_score``, the score threshold chosen in training (0.05 where none was), and ``operating_points``,
+        those of conformal risk control by their alpha (see :mod:`scripts.conformal`).
 
     Raises:
         BundleError: not a weights file of this bundle.
@@ -73,7 +75,61 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         "convolutions": sum(tensor.ndim == 4 for tensor in tower),
         "folded": not any(name.endswith("running_mean") for name in weights),
         "operating_score": 0.05 if score is None else float(score),
+        "operating_points": dict(content.get("operating_points") or {}),
     }
+
+
+def threshold(facts: Mapping[str, Any], score: float | None = None, risk: float | None = None) -> float:
+    """The score threshold that inference uses.
+
+    Args:
+        facts: of the weights, see :func:`facts`.
+        score: a threshold that the user gives.
+        risk: an alpha of conformal risk control, whose threshold is stored with the weights.
+
+    Returns:
+        ``score``, or else the threshold of ``risk``, or else the one chosen in training.
+
+    Raises:
+        BundleError: both are given, or the weights have no threshold for this risk.
+    """
+    if risk is None:
+        return float(facts["operating_score"] if score is None else score)
+    if score is not None:
+        raise BundleError("give --score_threshold or --risk, not both")
+    points = facts["operating_points"]
+    point = points.get(_alpha(risk))
+    if point is None:
+        known = f"only for {', '.join(sorted(points))}" if points else "for none"
+        raise BundleError(
+            f"{facts['file']}: no threshold is stored for --risk {risk} ({known}); configs/calibrate.yaml makes one"
+        )
+    return float(point["score"])
+
+
+def thresholds(facts: Mapping[str, Any]) -> dict[str, float]:
+    """All score thresholds stored with the weights, by a name for `metrics.json`."""
+    stored = {"risk " + alpha: float(point["score"]) for alpha, point in sorted(facts["operating_points"].items())}
+    return {"default of inference": float(facts["operating_score"]), **stored}
+
+
+def _alpha(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def store_operating_point(path: str | PathLike[str], alpha: float, point: Mapping[str, Any] | None) -> None:
+    """Keep a threshold of conformal risk control in ``model.pt``, in the place of an earlier one of the same alpha.
+
+    Args:
+        path: of the weights; replaced whole.
+        alpha: the share of lesions that may be missed.
+        point: plain values with ``score``; None takes the earlier one out.
+    """
+    content = read(path)
+    points = {key: value for key, value in (content.get("operating_points") or {}).items() if key != _alpha(alpha)}
+    if point is not None:
+        points[_alpha(alpha)] = dict(point)
+    save(path, {**content, "operating_points": points})
 
 
 def save_model(

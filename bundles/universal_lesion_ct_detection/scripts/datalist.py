@@ -97,7 +97,14 @@ def _problem(item: Any, classes: int) -> str | None:
     for name in LISTS:
         if name in item and (not isinstance(item[name], list) or len(item[name]) != len(boxes)):
             return f"{name!r} must have one entry for each box"
+    for ends in item.get("recist_px", []):
+        if ends is not None and not (isinstance(ends, list) and len(ends) == 8 and all(map(_finite, ends))):
+            return f"'recist_px' {ends!r} is neither null nor the 4 end points x, y of both diameters"
     return None
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def section(

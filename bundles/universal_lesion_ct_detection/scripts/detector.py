@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
@@ -12,6 +12,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss
 
 from scripts.atss import atss, pad_boxes, pairwise_iou
+
+if TYPE_CHECKING:
+    from scripts.unmarked import Remedy
 
 BOX_WEIGHT = 2.0  # of the box loss beside the classification loss, as in Generalized Focal Loss
 
@@ -29,8 +32,10 @@ class LesionDetector(RetinaNetDetector):
     * ATSS for the whole batch without a loop over boxes (:mod:`scripts.atss`);
     * quality focal loss (a box's score is its expected IoU) and GIoU loss, both divided by the number of positives,
       and both attached to the graph when there are none, so that DistributedDataParallel gets all gradients;
-    * selection by one top-k for the batch and torchvision's NMS, about a hundred times faster than MONAI's;
+    * selection by one top-k for the batch and torchvision's NMS;
       classes compete for a place (NMS ignores the class) unless ``class_aware_nms``;
+    * in training, a remedy for lesions without a mark (``unmarked``, see :mod:`scripts.unmarked`; None: all that is
+      not marked is background);
     * no test for NaN on every tensor, which makes the host wait for the device; the trainer tests the loss once.
 
     The interface (``forward``, ``set_target_keys``, ``set_box_selector_parameters``, the sliding-window inferer) is
@@ -49,6 +54,7 @@ class LesionDetector(RetinaNetDetector):
         super().__init__(network=network, anchor_generator=anchor_generator)
         self.class_aware_nms = class_aware_nms
         self.candidates = candidates
+        self.unmarked: Remedy | None = None
         self.set_target_keys(box_key="box", label_key="label")
         self._anchor_cache: dict[tuple[Any, ...], list[Tensor]] = {}
 
@@ -85,26 +91,54 @@ class LesionDetector(RetinaNetDetector):
         logits, deltas = head_outputs_reshape[self.cls_key], head_outputs_reshape[self.box_reg_key]
         with torch.autocast(logits.device.type, enabled=False):
             boxes, real = pad_boxes([t[self.target_box_key].to(logits) for t in targets])
+            labels = torch.zeros_like(real, dtype=torch.long)
+            for index, target in enumerate(targets):
+                labels[index, : len(target[self.target_label_key])] = target[self.target_label_key]
+            worth = torch.ones_like(boxes[..., 0])
+            marks, are_marks = boxes, real
+            if "unmarked_box" in targets[0]:
+                boxes = torch.cat([boxes, torch.stack([t["unmarked_box"] for t in targets])], 1)
+                labels = torch.cat([labels, torch.stack([t["unmarked_label"] for t in targets])], 1)
+                worth = torch.cat([worth, torch.stack([t["unmarked_score"] for t in targets])], 1)
+                real = torch.cat([real, worth[:, real.shape[1] :] > 0], 1)
             per_level = [n * self.num_anchors_per_loc for n in num_anchor_locs_per_level]
             with torch.no_grad():
                 matched, _ = atss(anchors[0], per_level, boxes, real, self.candidates * self.num_anchors_per_loc)
             image, anchor = torch.nonzero(matched >= 0, as_tuple=True)
             box = matched[image, anchor]
             decoded = decode(deltas[image, anchor], anchors[0][anchor])
-            goal = boxes[image, box]
+            goal, kind, certainty = boxes[image, box], labels[image, box], worth[image, box]
             quality = torch.zeros_like(logits)
             iou = pairwise_iou(decoded.detach(), goal)
-            labels = torch.zeros_like(matched)
-            for index, target in enumerate(targets):
-                if len(target[self.target_label_key]):
-                    labels[index] = target[self.target_label_key].to(labels.device)[matched[index].clamp(min=0)]
-            quality[image, anchor, labels[image, anchor]] = iou
-            positives = max(1, len(image))
-            classification = quality_focal_loss(logits, quality).sum() / positives
+            quality[image, anchor, kind] = iou
+            positives = certainty.sum().clamp(min=1.0)
+            losses = quality_focal_loss(logits, quality)
+            if self.unmarked is None:
+                classification = losses.sum() / positives
+            else:
+                share = self.unmarked.anchor_weight(logits, deltas, anchors[0], marks, are_marks)
+                share[image, anchor] = certainty
+                positive = torch.zeros_like(logits, dtype=torch.bool)
+                positive[image, anchor, kind] = True
+                classification = self.unmarked.total(losses * share[..., None], logits, positive) / positives
             # A box's loss counts with its quality, so that good boxes are made better before bad ones (GFL, eq. 9).
-            weight = logits.detach()[image, anchor].amax(-1).sigmoid() if len(image) else iou
+            weight = logits.detach()[image, anchor].amax(-1).sigmoid() * certainty if len(image) else iou
             regression = (generalized_box_iou_loss(decoded, goal) * weight).sum() / weight.sum().clamp(min=1.0)
             return {self.cls_key: classification, self.box_reg_key: BOX_WEIGHT * regression + 0.0 * deltas.sum()}
+
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What every anchor says, before any selection.
+
+        Args:
+            images: (B, C, X, Y), sides multiples of the greatest stride.
+
+        Returns:
+            Logits (B, A, classes), box regression (B, A, 4) and anchors (A, 4), float32.
+        """
+        maps = self.network(images)
+        self.generate_anchors(images, maps)
+        assert self.anchors is not None
+        return self._reshape_maps(maps[self.cls_key]), self._reshape_maps(maps[self.box_reg_key]), self.anchors[0]
 
     def postprocess_detections(
         self,
@@ -133,7 +167,12 @@ class LesionDetector(RetinaNetDetector):
                 good = (v > selector.score_thresh) & ((b[:, 2:] - b[:, :2]) >= 1).all(-1)  # at least a pixel, as MONAI
                 b, v, kinds = b[good], v[good], kinds[good]
                 group = kinds if self.class_aware_nms else torch.zeros_like(kinds)
-                keep = batched_nms(b, v, group, selector.nms_thresh)[: selector.detections_per_img]
+                # Greedy: the best survivors need only the best candidates, so most slices never compare all of them.
+                for count in (4 * selector.detections_per_img, len(v)):
+                    keep = batched_nms(b[:count], v[:count], group[:count], selector.nms_thresh)
+                    keep = keep[: selector.detections_per_img]
+                    if len(keep) == selector.detections_per_img or count >= len(v):
+                        break
                 results.append(
                     {self.target_box_key: b[keep], self.pred_score_key: v[keep], self.target_label_key: kinds[keep]}
                 )

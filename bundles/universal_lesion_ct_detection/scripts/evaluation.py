@@ -1,9 +1,9 @@
-"""Run the detector over slices inside an ignite engine, and turn its boxes into metrics, pictures and files."""
+"""Run the detector over slices inside an ignite engine, turn its boxes into metrics, and keep the best weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from scripts.checkpoint import save_model
 from scripts.contract import InputContract
 from scripts.device import autocast_dtype, choose
 from scripts.froc import ImageResult
-from scripts.plots import Panel, overlay_sheet, plot_accuracy_over_iou, plot_froc
-from scripts.transforms import read_slice
 
 
 class DetectStep:
     """``iteration_update`` of an evaluator: a batch -> one dict a slice, boxes in px of the slice as it is stored.
+
+    Boxes and scores are rounded as the files have them, so that figures, thresholds and files agree to the last digit.
 
     Args:
         detector: :class:`scripts.detector.LesionDetector`.
@@ -50,8 +50,8 @@ class DetectStep:
             boxes = prediction["box"].float().cpu() / item["resize_factor"]
             size_x, size_y = item["spatial_size"]
             boxes = boxes.minimum(boxes.new_tensor([size_x, size_y, size_x, size_y]))
-            item["box_px"] = boxes.numpy().astype(np.float64)
-            item["score"] = prediction["label_scores"].float().cpu().numpy().astype(np.float64)
+            item["box_px"] = np.round(boxes.numpy().astype(np.float64), 3)
+            item["score"] = np.round(prediction["label_scores"].float().cpu().numpy().astype(np.float64), 6)
             item["class"] = prediction["label"].cpu().numpy()
             out.append(item)
         return out
@@ -85,12 +85,26 @@ class DetectionMetrics:
     """Collect an evaluator's outputs; at the end of the epoch put the figures into ``engine.state.metrics``.
 
     ``details`` is the content of ``metrics.json``; ``engine.state.metrics`` its plain values.
+
+    Args:
+        category_names: names of the lesions' labels.
+        bootstrap, seed: replicates of the intervals, and their seed.
+        thresholds: name -> score thresholds chosen elsewhere, judged here.
+        facts: what else ``metrics.json`` is to say, e.g. about the file that was read.
     """
 
-    def __init__(self, category_names: Sequence[str] | None = None, bootstrap: int = 1000, seed: int = 0) -> None:
+    def __init__(
+        self,
+        category_names: Sequence[str] | None = None,
+        bootstrap: int = 1000,
+        seed: int = 0,
+        thresholds: Mapping[str, float] | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
         self.metric = lesion_metrics.LesionDetectionMetric(
-            bootstrap=bootstrap, seed=seed, category_names=category_names
+            bootstrap=bootstrap, seed=seed, category_names=category_names, thresholds=thresholds
         )
+        self.facts = dict(facts or {})
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, lambda: self.metric.reset())
@@ -108,77 +122,7 @@ class DetectionMetrics:
             self.metric.add(result)
         details = self.metric.compute()
         engine.state.metrics = lesion_metrics.scalars(details)
-        self.details = details
-
-
-class Report:
-    """Write ``metrics.json``, ``predictions.json``, the plots and an overlay sheet when an evaluation ends.
-
-    Args:
-        output_dir: where.
-        dataset_dir: the images folder, for the overlays.
-        metrics: the handler that collected the results.
-        window_hu: HU shown as black and white.
-        pictures: slices on the overlay sheet, evenly spread over the evaluated ones.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | PathLike[str],
-        dataset_dir: str | PathLike[str],
-        metrics: DetectionMetrics,
-        window_hu: Sequence[float] = (-175.0, 275.0),
-        pictures: int = 12,
-    ) -> None:
-        self.output_dir, self.dataset_dir, self.metrics = Path(output_dir), Path(dataset_dir), metrics
-        self.window_hu = (float(window_hu[0]), float(window_hu[1]))
-        self.pictures = pictures
-
-    @property
-    def files(self) -> list[Path]:
-        """What was written."""
-        names = ("metrics.json", "predictions.json", "froc.png", "accuracy_over_iou.png", "overlays.png")
-        return [self.output_dir / name for name in names if (self.output_dir / name).is_file()]
-
-    def attach(self, engine: Engine) -> None:
-        if distributed.is_main():
-            engine.add_event_handler(Events.COMPLETED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        details = self.metrics.details
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.output_dir / "metrics.json", details)
-        results = self.metrics.metric.results
-        write_json(
-            self.output_dir / "predictions.json",
-            {
-                "schema_version": 1,
-                "images": [
-                    {
-                        "image": r.image,
-                        "box_px": np.round(r.boxes_px, 3).tolist(),
-                        "score": np.round(r.scores, 6).tolist(),
-                        "true_box_px": np.round(r.true_boxes_px, 3).tolist(),
-                    }
-                    for r in results
-                ],
-            },
-        )
-        plot_froc(details, self.output_dir / "froc.png")
-        plot_accuracy_over_iou(details, self.output_dir / "accuracy_over_iou.png")
-        chosen = [results[i] for i in sorted({*np.linspace(0, len(results) - 1, self.pictures).astype(int).tolist()})]
-        threshold = details["score_at_fp_per_image"].get("0.5")
-        panels = [
-            Panel(read_slice(self.dataset_dir / r.image).T, r.true_boxes_px, r.boxes_px, r.scores, r.image)
-            for r in chosen
-        ]
-        overlay_sheet(
-            panels,
-            self.output_dir / "overlays.png",
-            score_threshold=0.0 if threshold is None else threshold,
-            window_hu=self.window_hu,
-        )
-        print(table(details))
+        self.details = {**details, **self.facts}
 
 
 class KeepBest:

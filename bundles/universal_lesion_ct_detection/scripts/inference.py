@@ -12,30 +12,14 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import Dataset
 
-from scripts.contract import InputContract
+from scripts.contract import InputContract, bracket
 from scripts.evaluation import write_json
 from scripts.frames import px_to_lps
 from scripts.plots import Panel, overlay_sheet
-from scripts.transforms import window_and_resize
+from scripts.transforms import resize_factor, window_and_resize
 from scripts.volume import Volume, load
 
 SCHEMA_VERSION = 1
-
-
-def neighbour_indices(index: int, count: int, slices: int, step: int) -> list[int]:
-    """Indices of ``slices`` neighbours around ``index``, ``step`` apart.
-
-    Where one lies outside the volume, the nearest one towards the key slice that is inside stands in for it, as in
-    the datalists the network was trained on.
-    """
-    chosen = [index]
-    for direction in (-1, 1):
-        last = index
-        for offset in range(step, step * (slices // 2) + 1, step):
-            if 0 <= index + direction * offset < count:
-                last = index + direction * offset
-            chosen = [last, *chosen] if direction < 0 else [*chosen, last]
-    return chosen
 
 
 class SeriesDataset(Dataset[dict[str, Any]]):
@@ -50,8 +34,6 @@ class SeriesDataset(Dataset[dict[str, Any]]):
     def __init__(self, dataset_dir: str | PathLike[str], contract: InputContract, progress: bool = True) -> None:
         self.volume = load(dataset_dir, progress)
         self.contract = contract
-        step_mm = contract.slice_step_mm
-        self.step = 1 if step_mm is None else max(1, round(step_mm / self.volume.spacing_mm[2]))
 
     @property
     def data(self) -> list[int]:
@@ -62,13 +44,20 @@ class SeriesDataset(Dataset[dict[str, Any]]):
         return int(self.volume.hu.shape[2])
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        chosen = neighbour_indices(index, len(self), self.contract.slices, self.step)
-        hu = torch.from_numpy(self.volume.hu[:, :, chosen].transpose(2, 0, 1).astype(np.float32))
+        columns, rows, count = self.volume.hu.shape
+        spacing_mm, half = self.volume.spacing_mm, self.contract.slices // 2
+        step_mm = self.contract.slice_step_mm or spacing_mm[2]
+        planes = bracket(np.arange(count) * spacing_mm[2], index * spacing_mm[2] + np.arange(-half, half + 1) * step_mm)
+        hu = torch.empty(len(planes), rows, columns).transpose(1, 2)  # row by row, as the volume is
+        for plane, (first, second, weight) in zip(hu, planes, strict=True):
+            plane.copy_(torch.from_numpy(self.volume.hu[:, :, first]))
+            if weight:
+                plane.lerp_(torch.from_numpy(self.volume.hu[:, :, second].astype(np.float32)), weight)
         return {
-            "image": window_and_resize(hu, self.contract).float() / 255,
+            "image": window_and_resize(hu, self.contract, spacing_mm).float().div_(255),
             "slice_index": index,
-            "resize_factor": self.contract.size / max(hu.shape[1:]),
-            "spatial_size": tuple(hu.shape[1:]),
+            "resize_factor": resize_factor((columns, rows), self.contract, spacing_mm),
+            "spatial_size": (columns, rows),
         }
 
 

@@ -6,14 +6,15 @@ not depend on the order in which images come, so a sharded evaluation that gathe
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from scripts import bootstrap as resampling
+from scripts import calibration
+from scripts.average_precision import PrecisionTable
+from scripts.calibration import CalibrationTable
 from scripts.froc import (
     AVERAGED_FP_PER_IMAGE,
     FP_PER_IMAGE,
@@ -22,121 +23,27 @@ from scripts.froc import (
     HitTable,
     ImageResult,
     IntArray,
-    PrecisionTable,
     box_iou,
 )
+from scripts.groups import Grouping, groupings
+from scripts.operating import OperatingTable
 
 SCHEMA_VERSION = 1
 IOU_THRESHOLD = 0.5
 CURVE_FP_PER_IMAGE = tuple(2.0 ** (k / 8) for k in range(-24, 33))
 """Where the plotted curve is read: 0.125 to 16, eight points an octave; they include `FP_PER_IMAGE`."""
 
-DEEPLESION_TYPES = {
-    1: "bone", 2: "abdomen", 3: "mediastinum", 4: "liver", 5: "lung", 6: "kidney", 7: "soft tissue", 8: "pelvis",
-}  # fmt: skip
-"""DeepLesion's Coarse_lesion_type; -1 means unknown."""
-
 Key = tuple[str, ...]
 
-
-# --- groups of lesions ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grouping:
-    """A way to sort lesions into groups: its key in `metrics.json`, its groups in order, and each lesion's group.
-
-    ``group_of(result)`` gives the m groups of an image's lesions; one that is not in ``groups`` (None) is left out.
-    """
-
-    key: str
-    groups: tuple[str, ...]
-    group_of: Callable[[ImageResult], Sequence[str | None]]
-
-
-def _number(value: Any) -> float:
-    """The value as a float; NaN where it is missing or no number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _by_name(key: str, attribute: str, names: Mapping[int, str]) -> Grouping:
-    def group_of(result: ImageResult) -> list[str | None]:
-        numbers = (_number(value) for value in result.true_attributes.get(attribute, ()))
-        return [None if math.isnan(number) else names.get(int(number)) for number in numbers]
-
-    return Grouping(key, tuple(names.values()), group_of)
-
-
-def _by_bin(key: str, bins: tuple[str, ...], attribute: str, bin_of: Callable[[Any], str | None]) -> Grouping:
-    return Grouping(key, bins, lambda result: [bin_of(value) for value in result.true_attributes.get(attribute, ())])
-
-
-def _size_mm(value: Any) -> str | None:
-    size = _number(value)
-    if not size > 0:
-        return None
-    return "under 10 mm" if size < 10 else "10 to 30 mm" if size <= 30 else "over 30 mm"
-
-
-def _slice_spacing(value: Any) -> str | None:
-    spacing = abs(_number(value))  # its sign is a direction in some releases
-    if not spacing > 0:
-        return None
-    return "up to 2.5 mm" if spacing <= 2.5 else "over 2.5 mm"
-
-
-def _size_px(result: ImageResult) -> list[str | None]:
-    long_side = (result.true_boxes_px[:, 2:] - result.true_boxes_px[:, :2]).max(axis=1, initial=0.0)
-    return ["under 20 px" if side < 20 else "20 px or more" for side in long_side]
-
-
-def groupings(
-    results: Sequence[ImageResult], type_names: Mapping[int, str] | None, category_names: Sequence[str] | None
-) -> list[Grouping]:
-    """The groupings that these results have attributes for.
-
-    Args:
-        results: images; a grouping is given where any lesion has its attribute: ``label`` (0-based int) for
-            ``by_category``, ``coarse_type`` for ``by_type``, ``long_diameter_mm`` for ``by_size_mm``,
-            ``slice_spacing_mm`` for ``by_slice_spacing``. ``by_size_px``, the long side of the box, is always there.
-        type_names: names of the official types; DeepLesion's where None.
-        category_names: names of the categories by label; ``category 0``, ... where None.
-    """
-    values: dict[str, set[float]] = {}
-    for result in results:
-        for name, column in result.true_attributes.items():
-            values.setdefault(name, set()).update(number for number in map(_number, column) if math.isfinite(number))
-    if category_names is None:
-        labels = [label for label in values.get("label", ()) if label >= 0]
-        category_names = [f"category {label}" for label in range(int(max(labels, default=-1)) + 1)]
-    types = DEEPLESION_TYPES if type_names is None else type_names
-    candidates = [
-        ("label", _by_name("by_category", "label", dict(enumerate(category_names)))),
-        ("coarse_type", _by_name("by_type", "coarse_type", types)),
-        (
-            "long_diameter_mm",
-            _by_bin("by_size_mm", ("under 10 mm", "10 to 30 mm", "over 30 mm"), "long_diameter_mm", _size_mm),
-        ),
-        (
-            "slice_spacing_mm",
-            _by_bin("by_slice_spacing", ("up to 2.5 mm", "over 2.5 mm"), "slice_spacing_mm", _slice_spacing),
-        ),
-    ]
-    chosen = [grouping for attribute, grouping in candidates if values.get(attribute) and grouping.groups]
-    return [*chosen, Grouping("by_size_px", ("under 20 px", "20 px or more"), _size_px)]
-
-
-# --- all statistics of one run as a function of patient weights ------------------------------------------------------
+KEPT_FP_PER_IMAGE = "1"
+"""Boxes that pass at this rate are the kept ones of the calibration and of the report's galleries."""
 
 
 class EvaluationTable:
     """Everything matched once; `statistics(patient_weight)` is then cheap enough for a thousand replicates.
 
-    ``keys`` (S) are the paths of the statistics in `metrics.json`, ``n`` (S) the lesions or images and ``patients`` (S)
-    the patients each rests on. Column 0 of the tables is all lesions, the others are the groups.
+    ``keys`` (S) are the paths of the statistics in `metrics.json`, ``n`` (S) the lesions, images, boxes or patients and
+    ``patients`` (S) the patients each rests on. Column 0 of the tables is all lesions, the others are the groups.
     """
 
     def __init__(
@@ -145,6 +52,7 @@ class EvaluationTable:
         *,
         type_names: Mapping[int, str] | None = None,
         category_names: Sequence[str] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         if not results:
             raise ValueError("no images to evaluate")
@@ -153,7 +61,10 @@ class EvaluationTable:
             if one.image == other.image:
                 raise ValueError(f"image {one.image!r} is there twice")
         self.hits = HitTable.build(self.results, IOU_THRESHOLD)
-        self.precision = PrecisionTable.build(self.results, IOU_THRESHOLD)
+        self.precision = [PrecisionTable.build(self.results, iou) for iou in IOU_THRESHOLDS]
+        self.score_thresholds = self._score_thresholds()
+        self.calibration = CalibrationTable.build(self.results, IOU_THRESHOLD, self.score_thresholds[KEPT_FP_PER_IMAGE])
+        self.operating = OperatingTable(self.results, self.hits, thresholds or {})
         self.patient_count = int(self.hits.image_patient.max()) + 1
         self.columns: list[Key] = [()]
         member, self._chance, self._images = self._tabulate(groupings(self.results, type_names, category_names))
@@ -204,13 +115,23 @@ class EvaluationTable:
             self.keys += [(*prefix, *name) for name, _ in names]
             self.n += [int(n) for _, n in names]
             self.patients += [int(patients[column])] * len(names)
-        self.keys.append(("average_precision",))
-        self.n.append(int(lesions[0]))
-        self.patients.append(int(patients[0]))
-        for rate in CURVE_FP_PER_IMAGE:
-            self.keys.append(("froc_curve", f"{rate:g}"))
-            self.n.append(int(lesions[0]))
-            self.patients.append(int(patients[0]))
+        overall: list[Key] = [("average_precision_at_iou", f"{iou:g}") for iou in IOU_THRESHOLDS]
+        overall += [("froc_curve", f"{rate:g}") for rate in CURVE_FP_PER_IMAGE]
+        self.keys += overall
+        self.n += [int(lesions[0])] * len(overall)
+        self.patients += [int(patients[0])] * len(overall)
+        for part in (self.operating, self.calibration):
+            if part is not None:
+                self.keys += part.keys
+                self.n += part.n
+                self.patients += part.patients
+
+    def _score_thresholds(self) -> dict[str, float | None]:
+        """The lowest score of a box that may be kept at each rate of false positives; None where none may."""
+        scores = np.sort(np.concatenate([result.scores for result in self.results]))
+        first = np.searchsorted(scores, self.hits.cut_scores(FP_PER_IMAGE), side="right")
+        kept = [float(scores[i]) if i < len(scores) else None for i in first]
+        return {f"{rate:g}": score for rate, score in zip(FP_PER_IMAGE, kept, strict=True)}
 
     def statistics(self, patient_weight: IntArray) -> Array:
         """(S,) the values when each patient is counted so often; NaN where a group is empty."""
@@ -225,22 +146,15 @@ class EvaluationTable:
             curve = running[found[rates:], 0] / running[-1, 0]
             accuracy = np.tensordot(patient_weight, self._chance, 1) / (patient_weight @ self._images)  # (T, C)
         blocks = np.concatenate([sensitivity, sensitivity[averaged].mean(axis=0, keepdims=True), accuracy])
-        overall = self.precision.average_precision(patient_weight)
-        return np.concatenate([blocks.T.ravel(), [overall], curve])
+        precision = [table.average_precision(patient_weight) for table in self.precision]
+        parts = [part.statistics(patient_weight) for part in (self.operating, self.calibration) if part is not None]
+        return np.concatenate([blocks.T.ravel(), precision, curve, *parts])
 
 
 def _nest(tree: dict[str, Any], key: Key, value: Any) -> None:
     for part in key[:-1]:
         tree = tree.setdefault(part, {})
     tree[key[-1]] = value
-
-
-def _score_thresholds(table: EvaluationTable) -> dict[str, float | None]:
-    """The lowest score of a box that may be kept at each rate of false positives; None where none may."""
-    scores = np.sort(np.concatenate([result.scores for result in table.results]))
-    first = np.searchsorted(scores, table.hits.cut_scores(FP_PER_IMAGE), side="right")
-    kept = [float(scores[i]) if i < len(scores) else None for i in first]
-    return {f"{rate:g}": score for rate, score in zip(FP_PER_IMAGE, kept, strict=True)}
 
 
 def compute(
@@ -250,6 +164,7 @@ def compute(
     seed: int = 0,
     type_names: Mapping[int, str] | None = None,
     category_names: Sequence[str] | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The content of `metrics.json`, ready for ``json.dumps(..., allow_nan=False)``; see docs/evaluation.md.
 
@@ -259,11 +174,12 @@ def compute(
         seed: of the bootstrap.
         type_names: names of ``coarse_type``; DeepLesion's where None.
         category_names: names of ``label``, by number.
+        thresholds: name -> score thresholds chosen elsewhere, for ``operating_points``.
 
     Raises:
         ValueError: without images, or where an image is there twice.
     """
-    table = EvaluationTable(results, type_names=type_names, category_names=category_names)
+    table = EvaluationTable(results, type_names=type_names, category_names=category_names, thresholds=thresholds)
     values = table.statistics(np.ones(table.patient_count, np.int64))
     samples = resampling.replicate(table.statistics, table.patient_count, replicates=bootstrap, seed=seed)
     metrics: dict[str, Any] = {
@@ -283,7 +199,15 @@ def compute(
                 curve.setdefault(name, []).append(figure[part])
         else:
             _nest(metrics, key, figure)
-    return metrics | {"froc_curve": curve, "score_at_fp_per_image": _score_thresholds(table)}
+    metrics |= {"froc_curve": curve, "score_at_fp_per_image": table.score_thresholds}
+    metrics["average_precision"] = metrics["average_precision_at_iou"][f"{IOU_THRESHOLD:g}"]
+    for name, score in (thresholds or {}).items():
+        metrics["operating_points"][name]["score"] = score
+    if table.calibration is not None:
+        part = metrics["calibration"]
+        part["reliability"] = calibration.as_lists(part["reliability"], table.calibration.mean_scores())
+        part["kept_score"] = table.score_thresholds[KEPT_FP_PER_IMAGE]
+    return metrics
 
 
 def compare(
@@ -292,8 +216,9 @@ def compare(
     """How far the second run is ahead of the first on the same images, by paired bootstrap.
 
     Returns:
-        ``froc``, ``average_sensitivity``, ``accuracy_at_iou`` and ``average_precision`` as in `compute`, each
-        ``{"value", "low", "high", "n", "p"}``: the difference, its interval, and the two-sided p of no difference.
+        ``froc``, ``average_sensitivity``, ``accuracy_at_iou``, ``average_precision``, ``average_precision_at_iou`` and
+        ``calibration`` as in `compute`, each ``{"value", "low", "high", "n", "p"}``: the difference, its interval, and
+        the two-sided p of no difference. Without ``calibration`` where a run has scores that are no probabilities.
 
     Raises:
         ValueError: where the two do not cover the same images, patients and lesions.
@@ -304,7 +229,8 @@ def compare(
             raise ValueError(f"the two runs differ in images or lesions, first at {a.image!r} and {b.image!r}")
     if len(one.results) != len(two.results):
         raise ValueError(f"the two runs have {len(one.results)} and {len(two.results)} images")
-    overall = [i for i, key in enumerate(one.keys) if not key[0].startswith("by_") and key[0] != "froc_curve"]
+    shared = {"froc", "average_sensitivity", "accuracy_at_iou", "average_precision_at_iou", "calibration"}
+    overall = [i for i, key in enumerate(one.keys) if key[0] in shared and "reliability" not in key and key in two.keys]
     values, samples = resampling.paired_differences(
         lambda weight: one.statistics(weight)[overall],
         lambda weight: two.statistics(weight)[[two.keys.index(one.keys[i]) for i in overall]],
@@ -316,7 +242,7 @@ def compare(
     for index, value, column in zip(overall, values, samples.T, strict=True):
         figure = resampling.estimate(float(value), column, n=one.n[index], patients=one.patients[index])
         _nest(tree, one.keys[index], figure | {"p": resampling.paired_p_value(column)})
-    return tree
+    return tree | {"average_precision": tree["average_precision_at_iou"][f"{IOU_THRESHOLD:g}"]}
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -347,11 +273,13 @@ class LesionDetectionMetric:
         seed: int = 0,
         type_names: Mapping[int, str] | None = None,
         category_names: Sequence[str] | None = None,
+        thresholds: Mapping[str, float] | None = None,
     ) -> None:
         self.bootstrap = bootstrap
         self.seed = seed
         self.type_names = type_names
         self.category_names = category_names
+        self.thresholds = thresholds
         self._results: dict[str, ImageResult] = {}
 
     def add(self, result: ImageResult) -> None:
@@ -375,4 +303,5 @@ class LesionDetectionMetric:
             seed=self.seed,
             type_names=self.type_names,
             category_names=self.category_names,
+            thresholds=self.thresholds,
         )

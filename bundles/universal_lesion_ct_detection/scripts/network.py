@@ -80,16 +80,17 @@ def _convolution(in_channels: int, out_channels: int, bias: float = 0.0) -> nn.C
 
 
 class _Float32OnCpu:
-    """Mixed into a depthwise convolution: it stays float32 under autocast on a CPU.
+    """Mixed into a depthwise convolution: where gradients flow, it stays float32 under autocast on a CPU.
 
     There its bfloat16 gradients (of the input where it has a stride, of the weights always) are reference loops in
-    PyTorch: three such layers took half of a training step.
+    PyTorch: three such layers took half of a training step. Its bfloat16 forward is fast, so inference uses it.
     """
 
     weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not (x.requires_grad or self.weight.requires_grad):
+        gradients = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
+        if x.device.type != "cpu" or not gradients:
             same: Tensor = super().forward(x)  # type: ignore[misc]
             return same
         with torch.autocast("cpu", enabled=False):

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the FROC curve, accuracy over IoU, and slices with hits, misses and false positives.
+"""Pictures of an evaluation: FROC, accuracy over IoU, reliability, and slices with hits, misses and false positives.
 
 Curves are drawn from `metrics.json`; the pictures go through matplotlib's object interface, so no window system and no
 global state is touched. Colours are Okabe and Ito's, which colour-blind readers tell apart; overlays differ in line
@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -117,15 +118,67 @@ def plot_accuracy_over_iou(
     _save(figure, path)
 
 
-def _legend(axes: Axes, metrics: Mapping[str, Any]) -> None:
+def plot_reliability(metrics: Mapping[str, Any], path: str | Path) -> None:
+    """Reliability diagram: what the boxes of each bin of score are worth, and below how many there are (log axis).
+
+    On the diagonal a score is what it says: the chance of a hit, or with the box's fit counted, its expected IoU.
+
+    Args:
+        metrics: content of `metrics.json`; without its ``calibration`` an empty diagram says why.
+        path: picture to write; its ending names the format.
+    """
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    for each in (axes, counts):
+        each.spines[["top", "right"]].set_visible(False)
+        each.grid(alpha=0.25, linewidth=0.6)
+        each.set_axisbelow(True)
+    axes.plot((0, 1), (0, 1), color="0.6", linestyle="--", linewidth=1, label="calibrated")
+    if "calibration" in metrics:
+        part = metrics["calibration"]["reliability"]
+        score = _floats(part["mean_score"])
+        for colour, marker, key, name, figure_key in (
+            (COLOURS[0], "o", "precision", "hits a lesion", "d_ece"),
+            (COLOURS[1], "s", "precision_times_iou", "hits, times IoU", "laece"),
+        ):
+            low, value, high = (_floats(part[key + end]) for end in ("_low", "", "_high"))
+            bars = np.clip(np.nan_to_num(np.stack([value - low, high - value])), 0, None)
+            error = metrics["calibration"][figure_key]["value"]
+            short = {"d_ece": "D-ECE", "laece": "LaECE"}[figure_key]
+            text = name if error is None else f"{name} ({short} {error:.3f})"
+            axes.errorbar(
+                score, value, bars, color=colour, marker=marker, label=text, markersize=4, elinewidth=0.8, capsize=1.5,
+                markeredgecolor="white", markeredgewidth=0.6, linewidth=1.2,
+            )  # fmt: skip
+        edges = np.linspace(0, 1, len(score) + 1)
+        counts.stairs(_floats(part["boxes"]), edges, fill=True, color="0.6")
+        counts.set_yscale("symlog", linthresh=1)
+    else:
+        axes.text(0.5, 0.5, "the scores are not between 0 and 1", ha="center", color="0.3")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of boxes, or mean IoU")
+    counts.set_ylabel("boxes")
+    counts.set_xlabel("score")
+    _legend(axes, metrics, "lower right")
+    _save(figure, path)
+
+
+def _legend(axes: Axes, metrics: Mapping[str, Any], where: Literal["best", "lower right"] = "best") -> None:
     level = metrics["interval"]["level"]
     title = f"{metrics['images']:,} images, {metrics['lesions']:,} lesions, {metrics['patients']:,} patients"
     axes.set_title(title, fontsize=9, loc="left", color="0.3")
     handles, labels = axes.get_legend_handles_labels()
     if metrics["interval"]["replicates"]:
-        handles.append(Rectangle((0, 0), 1, 1, facecolor="0.5", alpha=0.3))
+        bars = any(isinstance(container, ErrorbarContainer) for container in axes.containers)
+        handles.append(
+            Line2D([], [], color="0.5", linewidth=0.8, marker="|")
+            if bars
+            else Rectangle((0, 0), 1, 1, facecolor="0.5", alpha=0.3)
+        )
         labels.append(f"{level:.0%} bootstrap interval by patient")
-    axes.legend(handles, labels, fontsize=8, loc="best", framealpha=0.85, edgecolor="none")
+    axes.legend(handles, labels, fontsize=8, loc=where, framealpha=0.85, edgecolor="none")
 
 
 # --- overlays ------------------------------------------------------------------------------------------------------

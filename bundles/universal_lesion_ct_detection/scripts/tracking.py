@@ -17,7 +17,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.time import get_current_time_millis
 
 from scripts import distributed
-from scripts.evaluation import Report, write_json
+from scripts.evaluation import write_json
+from scripts.report import Report
 
 RUN_FILE = "mlflow_run.json"
 

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scripts import distributed
 from scripts.device import autocast_dtype, choose
+from scripts.unmarked import Remedy
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class TrainStep:
         device: where to compute.
         amp: see :func:`scripts.device.autocast_dtype`.
         clip: greatest norm of the gradient.
+        unmarked: what to do about lesions without a mark; the detector gets it.
     """
 
     def __init__(
@@ -89,12 +91,15 @@ class TrainStep:
         device: str | torch.device,
         amp: bool | str = "auto",
         clip: float = 10.0,
+        unmarked: Remedy | None = None,
     ) -> None:
         self.detector, self.optimizer, self.scheduler, self.average = detector, optimizer, scheduler, average
+        self.unmarked = Remedy() if unmarked is None else unmarked
         self.device = choose(device)
         self.dtype = autocast_dtype(amp, self.device)
         self.clip = clip
         inner: Any = getattr(detector, "module", detector)  # inside DistributedDataParallel
+        inner.unmarked = self.unmarked
         self.network: nn.Module = inner.network
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # GroupNorm and depthwise convolutions are far faster this way round on CPU and GPU alike.
@@ -108,6 +113,7 @@ class TrainStep:
             for box, label in zip(batch["box"], batch["label"], strict=True)
         ]
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            self.unmarked.begin(images, targets)
             losses: dict[str, Tensor] = self.detector(images, targets)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):

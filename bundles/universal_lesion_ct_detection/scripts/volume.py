@@ -110,7 +110,7 @@ def _load_nifti(path: Path) -> Volume:
     except Exception as error:
         raise BundleError(f"{path}: not a readable NIfTI file ({error})") from error
     data, affine, back = _turned(data, np.asarray(image.affine, dtype=np.float64), path)
-    hu = np.clip(np.rint(np.nan_to_num(data, nan=AIR_HU)), -32768, 32767).astype(np.int16)
+    hu = np.clip(np.rint(np.nan_to_num(data, nan=AIR_HU)), -32768, 32767).astype(np.int16, order="F")
     return Volume(hu, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, back, ("",) * hu.shape[2], None, None, path.name, shape)
 
 
@@ -151,7 +151,7 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
     positions = np.array([d.ImagePositionPatient for _, d in headers], dtype=np.float64)
     step = _step(positions, normal, folder) if len(headers) > 1 else normal * float(first.get("SliceThickness") or 1.0)
     rows, columns = int(first.Rows), int(first.Columns)
-    hu = np.empty((columns, rows, len(headers)), dtype=np.int16)
+    hu = np.empty((columns, rows, len(headers)), dtype=np.int16, order="F")  # a slice is one piece of memory
     for index, (file, _) in enumerate(tqdm(headers, desc="decoding", unit="slice", disable=not progress)):
         hu[:, :, index] = _pixels(file, rows, columns).T
     row_mm, column_mm = map(float, first.PixelSpacing)
@@ -162,7 +162,7 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
     turned, affine_ras, back = _turned(hu, to_ras @ affine, folder)
     order = [round(v) for v in (np.arange(len(headers)) * back[2, 2] + back[2, 3])]
     return Volume(
-        np.ascontiguousarray(turned),
+        np.asfortranarray(turned),
         to_ras @ affine_ras,
         back,
         tuple(_uid(headers[i][1]) for i in order),

@@ -1,0 +1,87 @@
+"""Draw what the training's augmentation does to slices and their boxes, on slices of a small phantom made for it.
+
+    python scripts/draw_augmentation.py [docs/augmentation.png] [--seed N]
+
+One row a slice: as it is given to the network, then augmented anew in every column. Boxes and diameters go along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "universal_lesion_ct_detection"
+sys.path.insert(0, str(BUNDLE))  # its package is ``scripts``
+from scripts.contract import make  # noqa: E402
+from scripts.transforms import ApplyContractd, LoadSlicesd, RandAugmentLesiond  # noqa: E402
+
+SIZE, ROWS, COLUMNS = 256, 3, 5
+COLOURS = ("#ffb000", "#35b6ff", "#7cff4f", "#ff6fb5")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path, nargs="?", default=ROOT / "docs" / "augmentation.png")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    settings = ConfigParser.load_config_file(BUNDLE / "configs" / "train.yaml")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "data_prep", "phantom", folder, "--patients", "2"]
+        subprocess.run([*command, "--seed", str(arguments.seed)], cwd=ROOT, check=True)
+        draw(Path(folder), settings, arguments.seed, arguments.picture)
+    print(f"wrote {arguments.picture}")
+
+
+def draw(phantom: Path, settings: dict[str, Any], seed: int, picture: Path) -> None:
+    """The slices with the most lesions, one a series."""
+    content = json.loads((phantom / "truth" / "datalist.json").read_text(encoding="utf-8"))
+    items = sorted((item for section in content.values() if isinstance(section, list) for item in section
+                    if isinstance(item, dict)), key=lambda item: -len(item["box"]))  # fmt: skip
+    of_series = {str(Path(item["image"][0]).parent): item for item in reversed(items)}
+    chosen = sorted(of_series.values(), key=lambda item: -len(item["box"]))[:ROWS]
+    contract = make(settings["slices"], settings["windows_hu"], SIZE)
+    augment = RandAugmentLesiond(["image"], **settings["augmentation"]).set_random_state(seed=seed)
+    figure = Figure(figsize=(2.6 * COLUMNS, 2.7 * len(chosen)), layout="constrained", facecolor="white")
+    grid = figure.subplots(len(chosen), COLUMNS, squeeze=False)
+    for axes_row, item in zip(grid, chosen, strict=True):
+        meta = {"spacing_mm": item["spacing_mm"], "recist_px": item.get("recist_px")}
+        load = LoadSlicesd(["image"], phantom / "Images_png", contract.slices)
+        given = ApplyContractd(["image"], contract)(load({**item, "meta": meta}))
+        # Which lesion is which, after some have left the picture.
+        given["label"] = torch.arange(len(given["box"]))
+        panel(axes_row[0], {**given, "image": given["image"] / 255})
+        for axes in axes_row[1:]:
+            panel(axes, augment(given))
+    grid[0][0].set_title("as given")
+    for axes in grid[0][1:]:
+        axes.set_title("augmented")
+    figure.savefig(picture, dpi=75)
+
+
+def panel(axes: Axes, item: dict[str, Any]) -> None:
+    """The key slice, boxes, and diameters dotted; (0, 0) px is the corner of the first pixel."""
+    image = item["image"][len(item["image"]) // 2]
+    size_x, size_y = image.shape
+    axes.imshow(image.T, cmap="gray", vmin=0, vmax=1, extent=(0, size_x, size_y, 0), interpolation="nearest")
+    for (x0, y0, x1, y1), ends, label in zip(item["box"], item["recist_px"], item["label"], strict=True):
+        colour = COLOURS[int(label) % len(COLOURS)]
+        axes.plot([x0, x1, x1, x0, x0], [y0, y0, y1, y1, y0], color=colour, linewidth=1.1)
+        for a, b in ((0, 1), (2, 3)):
+            axes.plot(ends[[a, b], 0], ends[[a, b], 1], color=colour, linewidth=0.8, linestyle=":")
+    axes.set(xlim=(0, size_x), ylim=(size_y, 0))
+    axes.axis("off")
+
+
+if __name__ == "__main__":
+    main()
