@@ -4,7 +4,11 @@
                                                         one trained on shuffled boxes, by the phantom's full truth
     python scripts/benchmark.py real WORK CSV IMAGES    the demo's detector on the official validation slices, beside
                                                         the same recipe without ImageNet weights and an untrained one
+    python scripts/benchmark.py categories WORK CSV IMAGES
+                                                        mined categories against official types, over seeds
+    python scripts/benchmark.py unmarked WORK           remedies for lesions without a mark, and what a review gains
     python scripts/benchmark.py harvest WORK            how fast marks are harvested, in how much memory
+    python scripts/benchmark.py detector WORK           how fast the detector is, beside its bare network and others
 
 Each step is a stage of its own: kill it, start it again, it goes on. Every figure is written beside its machine, data
 and seed. Run it on an otherwise idle machine.
@@ -17,28 +21,49 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from benchmarks import harvest, trained_detector
+from benchmarks import categories, detector_speed, harvest, trained_detector, unmarked
 from benchmarks.results import RESULTS
 
-WHAT = {"phantom": trained_detector.phantom, "real": trained_detector.real, "harvest": harvest.harvest}
+WHAT = {
+    "phantom": trained_detector.phantom,
+    "real": trained_detector.real,
+    "harvest": harvest.harvest,
+    "detector": detector_speed.detector,
+    "unmarked": unmarked.unmarked,
+    "categories": categories.categories,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=tuple(WHAT))
     parser.add_argument("work", type=Path, help="working folder, kept between starts")
-    parser.add_argument("csv", type=Path, nargs="?", help="DL_info.csv (real)")
-    parser.add_argument("images", type=Path, nargs="?", help="Images_png (real)")
+    parser.add_argument("csv", type=Path, nargs="?", help="DL_info.csv (real, categories)")
+    parser.add_argument("images", type=Path, nargs="?", help="Images_png (real, categories)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=20_000, help="files to harvest (harvest; default: %(default)s)")
     parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the CSV (harvest; default: %(default)s)")
-    parser.add_argument("--repetitions", type=int, default=5, help="of each timing (harvest; default: %(default)s)")
+    parser.add_argument(
+        "--repetitions", type=int, default=5, help="of each timing (harvest, detector; default: %(default)s)"
+    )
+    parser.add_argument("--seeds", type=int, help="trainings of each arm (default: unmarked 2, categories 5)")
+    parser.add_argument("--rounds", type=int, default=3, help="of mining (categories; default: %(default)s)")
+    parser.add_argument("--patients", type=int, default=52, help="of the phantom (unmarked; default: %(default)s)")
+    parser.add_argument("--epochs", type=int, help="of each training (unmarked; default: the demo's)")
     arguments = parser.parse_args()
-    if arguments.what == "real" and (arguments.csv is None or arguments.images is None):
-        parser.error("real needs CSV and IMAGES")
+    if arguments.seeds is None:
+        arguments.seeds = 5 if arguments.what == "categories" else 2
+    if arguments.what in ("real", "categories") and (arguments.csv is None or arguments.images is None):
+        parser.error(f"{arguments.what} needs CSV and IMAGES")
+    if arguments.what == "categories" and (arguments.seeds < 1 or arguments.rounds < 1):
+        parser.error("categories needs at least one seed and one round")
     if arguments.what == "harvest" and (arguments.objects < 60 or arguments.rows < 1 or arguments.repetitions < 1):
         parser.error("harvest needs at least 60 objects, a row and a repetition")
+    if arguments.what == "detector" and arguments.repetitions < 1:
+        parser.error("detector needs at least one repetition")
+    if arguments.what == "unmarked" and (arguments.patients < 8 or arguments.seeds < 1):
+        parser.error("unmarked needs at least 8 patients and one training of each arm")
     WHAT[arguments.what](arguments)
 
 

@@ -67,14 +67,19 @@ class Result:
     """What the loop found.
 
     Attributes:
-        tail: fine-tuned weights of the round taken; None for round 1, whose network is ImageNet's.
+        tails: fine-tuned weights of each round; None for round 1, whose network is ImageNet's.
         labels: (N,) categories of each round.
         rounds: what happened.
     """
 
-    tail: Tail | None
+    tails: tuple[Tail | None, ...]
     labels: tuple[Labels, ...]
     rounds: Rounds
+
+    @property
+    def tail(self) -> Tail | None:
+        """The weights of the round taken."""
+        return self.tails[self.rounds.taken - 1]
 
 
 def fingerprint(
@@ -108,6 +113,7 @@ def mine(
     method: str = "k-means",
     settings: MiningSettings | None = None,
     seed: int = 0,
+    activations: npt.NDArray[np.float16] | None = None,
     report: Callable[[str, Round], None] | None = None,
     progress: bool = True,
 ) -> Result:
@@ -125,7 +131,9 @@ def mine(
         weights: of the blocks.
         method: of the clustering.
         settings: of the loop.
-        seed: of clustering and training.
+        seed: of clustering and training, and of the views.
+        activations: the lesions' :func:`~.views.view_activations` where the caller keeps them (several seeds may share
+            them); None: made when first needed, in ``folder``, and removed at the end.
         report: called with the fingerprint after every round, also after one found in the folder.
 
     Raises:
@@ -149,17 +157,18 @@ def mine(
             tail: Tail | None = None
             found, epochs = features, tuple[Epoch, ...]()
             if done:
-                activations = view_activations(
-                    lesions,
-                    images,
-                    extractor,
-                    crops,
-                    scratch,
-                    views=settings.views,
-                    augmentation=settings.augmentation,
-                    seed=seed,
-                    progress=progress,
-                )
+                if activations is None:
+                    activations = view_activations(
+                        lesions,
+                        images,
+                        extractor,
+                        crops,
+                        scratch,
+                        views=settings.views,
+                        augmentation=settings.augmentation,
+                        seed=seed,
+                        progress=progress,
+                    )
                 tail, history = fine_tune(
                     activations,
                     list(done[-1].labels),
@@ -200,7 +209,7 @@ def mine(
     scratch.unlink(missing_ok=True)
     taken = taken_round([d.record for d in done])
     rounds = Rounds(taken, stopped, tuple(d.record for d in done))
-    return Result(done[taken - 1].tail, tuple(d.labels[0] for d in done), rounds)
+    return Result(tuple(d.tail for d in done), tuple(d.labels[0] for d in done), rounds)
 
 
 def taken_round(rounds: Sequence[Round]) -> int:

@@ -1,0 +1,324 @@
+"""The mining loop's rival: the same stages of the network, pretrained by contrastive clustering without categories.
+
+SwAV (Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020): two
+views of one crop are softly assigned to prototypes that share the crops evenly, and the features of either view learn
+to predict the assignment of the other. Library versions (lightly's ``SwaVLoss``) come with Lightning and Hydra for
+training whole networks on images, whereas here only the last stages learn, on the activations that
+:mod:`data_prep.categorize.views` has stored, so that little more than the Sinkhorn-Knopp steps below could be shared.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.cluster import KMeans
+from torch import nn
+from torch.nn.functional import log_softmax, normalize
+from tqdm import tqdm
+
+from data_prep.archive.png import read_hu
+from data_prep.categorize.backbone import FeatureExtractor, Tail
+from data_prep.categorize.crops import SCALES, CropSettings, stated_spacing_mm
+from data_prep.categorize.finetune import Epoch, tail_features
+from data_prep.categorize.fit import may_be_fitted, training_patients
+from data_prep.categorize.space import BlockWeights, FeatureSpace
+from data_prep.errors import DataPrepError
+from data_prep.lesion import Lesion
+from data_prep.splits import tuning_patients
+
+BODY_ABOVE_HU = 20.0
+"""Soft tissue, not fat: slices that were clipped to 0..255 HU show air, lung and fat alike as 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwavSettings:
+    """How the network is pretrained; the paper's values, but for what must suit 1,500 lesions and a few epochs.
+
+    Attributes:
+        epochs: passes over the crops.
+        batch_size: crops a step, each in two views.
+        prototypes: how many; fewer where there are fewer crops.
+        temperature: of the predictions.
+        epsilon: of the assignments, the entropy's weight; smaller is harder.
+        iterations: of Sinkhorn-Knopp.
+        queue: crops of earlier steps that the even sharing also counts, since a batch is smaller than the prototypes.
+        learning_rate: of the network's last stages, highest of a cosine with a warm-up over a tenth of the steps.
+        head_learning_rate: of projections and prototypes.
+        weight_decay: of AdamW.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    prototypes: int = 64
+    temperature: float = 0.1
+    epsilon: float = 0.05
+    iterations: int = 3
+    queue: int = 512
+    learning_rate: float = 3e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.02
+
+    def __post_init__(self) -> None:
+        counts = (self.epochs, self.batch_size - 1, self.prototypes - 1, self.iterations, self.queue + 1)
+        if min(counts) < 1 or min(self.temperature, self.epsilon, self.learning_rate, self.head_learning_rate) <= 0:
+            raise ValueError(
+                "pretraining needs an epoch, two crops a step, two prototypes, and positive rates and temperatures"
+            )
+
+
+def sinkhorn(scores: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Soft assignments that share N rows evenly among K prototypes (Cuturi, Sinkhorn distances, NeurIPS 2013).
+
+    Args:
+        scores: (..., N, K) logarithms of positive weights: similarities over epsilon.
+        iterations: of scaling columns, then rows.
+
+    Returns:
+        (..., N, K): each row sums to 1, each column to about N / K, the closer the more iterations.
+    """
+    for _ in range(iterations):
+        scores = scores - scores.logsumexp(-2, keepdim=True)
+        scores = scores - scores.logsumexp(-1, keepdim=True)
+    return scores.exp()
+
+
+def swapped_loss(cosines: torch.Tensor, assignments: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Mean cross entropy of each view's prediction with the other view's assignment; both (2, N, K)."""
+    return -(assignments.flip(0) * log_softmax(cosines / temperature, -1)).sum(-1).mean()
+
+
+class _Network(nn.Module):
+    """The tail on each scale, a projection to length 1 of each, side by side; and prototypes among these.
+
+    Projections begin as the principal components by which lesions are compared (:class:`FeatureSpace`) and prototypes
+    as k-means centres, since some hundred steps are too few to find both from random ones.
+    """
+
+    def __init__(self, tail: nn.Module, features: npt.NDArray[np.float16], prototypes: int, seed: int) -> None:
+        """``features``: (N, 3, width) of the plain views of the crops trained on."""
+        super().__init__()
+        self.tail = tail
+        nowhere = np.full((len(features), 3), np.nan)
+        space = FeatureSpace.fit(features, nowhere, replace(BlockWeights(), position=0.0))
+        self.projections = nn.ModuleList()
+        for mean, sd, components in zip(space.mean, space.sd, space.projection, strict=True):
+            projection = nn.Linear(components.shape[1], components.shape[0])
+            with torch.no_grad():
+                projection.weight.copy_(torch.from_numpy(components / sd))
+                projection.bias.copy_(torch.from_numpy(-components @ (mean / sd)))
+            self.projections.append(projection)
+        X = space.transform(features, nowhere)
+        centres = KMeans(min(prototypes, len(X)), n_init=4, random_state=seed).fit(X).cluster_centers_
+        self.prototypes = nn.Parameter(torch.from_numpy(centres).float())
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        """(N, 3, channels, height, width) of the trunk -> (N, D) of length 1."""
+        x = activations.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = self.tail(x).unflatten(0, (-1, len(SCALES))).unbind(1)
+        blocks = [normalize(project(f), dim=-1) for project, f in zip(self.projections, features, strict=True)]
+        return torch.cat(blocks, -1) / math.sqrt(len(SCALES))
+
+    def cosines(self, points: torch.Tensor) -> torch.Tensor:
+        """(..., N, D) points of length 1 -> (..., N, K) cosines with the prototypes."""
+        return points @ normalize(self.prototypes, dim=-1).T
+
+
+def pretrain(
+    activations: npt.NDArray[np.float16],
+    patients: Sequence[str],
+    extractor: FeatureExtractor,
+    settings: SwavSettings,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Tail, list[Epoch]]:
+    """Train the tail, from the extractor's weights, by SwAV on stored views of crops of training patients.
+
+    As in :func:`data_prep.categorize.finetune.fine_tune`, patients that ``tuning_patients`` picks are not trained on,
+    and the weights of the epoch with the lowest loss on them are taken. No category or type takes part.
+
+    Args:
+        activations: (views, N, 3, channels, height, width) of the trunk, two views or more; view 0 is the plain one.
+        patients: of the N crops.
+        extractor: where the tail starts.
+        settings: how.
+        seed: of order, views and the first prototypes.
+
+    Returns:
+        The tail's weights on the CPU, and the epochs; an epoch's accuracy is the part of the held-out crops whose
+        two last views have the same nearest prototype.
+
+    Raises:
+        DataPrepError: fewer than two views, or the loss is not finite.
+    """
+    count = len(activations)
+    if count < 2:
+        raise DataPrepError("contrastive clustering needs two views or more of each crop; ask for one moved view")
+    device = extractor.device
+    held = tuning_patients(patients)
+    is_held = np.array([patient in held for patient in patients])
+    train, holdout = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+    plain = tail_features(activations, extractor, extractor.tail.state_dict())
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        network = _Network(copy.deepcopy(extractor.tail), plain[train], settings.prototypes, seed).to(device)
+    order = np.random.default_rng(seed)
+    heads = [*network.projections.parameters(), network.prototypes]
+    rates = [settings.learning_rate, settings.head_learning_rate]
+    optimizer = torch.optim.AdamW(
+        [{"params": part} for part in (network.tail.parameters(), heads)], weight_decay=settings.weight_decay
+    )
+    batches = max(1, len(train) // settings.batch_size)
+    steps = batches * settings.epochs
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, rates, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
+    )
+
+    def both(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """(2, n, D) points of two views of the rows."""
+        views = np.concatenate([activations[first, rows], activations[second, rows]])
+        points: torch.Tensor = network(torch.from_numpy(views).to(device).float())
+        return points.unflatten(0, (2, -1))
+
+    def assign(points: torch.Tensor) -> torch.Tensor:
+        return sinkhorn(network.cosines(points) / settings.epsilon, settings.iterations)
+
+    @torch.inference_mode()
+    def judge_holdout() -> tuple[float | None, float | None]:
+        if not len(holdout):
+            return None, None
+        parts = np.array_split(holdout, -(-len(holdout) // 64))
+        last = [(np.full(len(rows), count - 2), np.full(len(rows), count - 1), rows) for rows in parts]
+        points = torch.cat([both(*views) for views in last], dim=1)
+        cosines = network.cosines(points)
+        nearest = cosines.argmax(-1)
+        loss = swapped_loss(cosines, assign(points), settings.temperature)
+        return float(loss), float((nearest[0] == nearest[1]).float().mean())
+
+    epochs: list[Epoch] = []
+    best, lowest = network.tail.state_dict(), math.inf
+    with tqdm(total=steps, desc="pretraining", unit="step", disable=not progress) as bar:
+        queue = torch.empty(2, 0, network.prototypes.shape[1], device=device)
+        for _ in range(settings.epochs):
+            network.train()
+            total = torch.zeros((), device=device)
+            for rows in np.array_split(order.permutation(train), batches):
+                first = order.integers(0, count, len(rows))
+                points = both(first, (first + order.integers(1, count, len(rows))) % count, rows)
+                with torch.no_grad():
+                    assignments = assign(torch.cat([points, queue], dim=1))[:, : len(rows)]
+                loss = swapped_loss(network.cosines(points), assignments, settings.temperature)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                queue = torch.cat([points.detach(), queue], dim=1)[:, : settings.queue]
+                total += loss.detach() * len(rows)
+                bar.update()
+            training_loss = float(total) / len(train)
+            if not math.isfinite(training_loss):
+                raise DataPrepError("pretraining diverged (its loss is not finite); lower the learning rates")
+            network.eval()
+            loss_held, agreeing = judge_holdout()
+            epochs.append(Epoch(training_loss, loss_held, agreeing))
+            if loss_held is None or loss_held < lowest:
+                lowest = math.inf if loss_held is None else loss_held
+                best = {name: value.detach().cpu().clone() for name, value in network.tail.state_dict().items()}
+    return {name: value.detach().cpu().contiguous() for name, value in best.items()}, epochs
+
+
+def body_places(
+    lesions: Sequence[Lesion], images: Path, *, per_slice: int = 1, seed: int = 0
+) -> tuple[list[Lesion], list[str]]:
+    """Random places in the body on all slices of training patients, marked or not, as if somebody had drawn boxes.
+
+    For :func:`data_prep.categorize.views.view_activations`, which takes lesions. Sizes are drawn from the training
+    lesions' own; the spacing is that of a lesion on the same slice, else in the same series, else left unstated.
+
+    Args:
+        lesions: **all** of the table, since they tell who is in training; a slice of any other patient is left out.
+        images: the images folder, whose ``SERIES/NNN.png`` name the patient before the first ``_``, as DeepLesion's.
+        per_slice: places on a slice; none where no body is found.
+        seed: of places and sizes.
+
+    Returns:
+        The places, and their patients.
+
+    Raises:
+        DataPrepError: no training lesion has a box.
+    """
+    patient_of = training_patients(lesions)
+    fitted = [v for v in lesions if v.lesion_id in patient_of and may_be_fitted(v) and v.box_px is not None]
+    if not fitted:
+        raise DataPrepError("no lesion of a training patient has a box; random places take their sizes from these")
+    known = {v.image: v for v in fitted}
+    in_series = {(v.image or "").rpartition("/")[0]: v for v in fitted}
+    patients = set(patient_of.values())
+    generator = np.random.default_rng(seed)
+    places: list[Lesion] = []
+    owners: list[str] = []
+    for path in sorted(images.glob("*/*.png")):
+        image = path.relative_to(images).as_posix()
+        patient = image.partition("_")[0]
+        if patient not in patients:
+            continue
+        body = inside_body(read_hu(path))
+        candidates = np.flatnonzero(body)
+        if not len(candidates):
+            continue
+        alike = known.get(image) or in_series.get(path.parent.name)
+        spacing = None if alike is None else stated_spacing_mm(alike)
+        for number in range(per_slice):
+            row, column = divmod(int(generator.choice(candidates)), body.shape[1])
+            size_mm = _size_mm(fitted[int(generator.integers(len(fitted)))])
+            # Where no spacing is stated the crops assume one too, so the size in millimetres is as drawn.
+            width, height = size_mm / np.array(spacing or (CropSettings().assumed_spacing_mm,) * 2)
+            places.append(
+                Lesion(
+                    lesion_id=f"place:{image}:{number}",
+                    bookmark_ids=(),
+                    source="random",
+                    image=image,
+                    patient_id=patient,
+                    split="train",
+                    spacing_x_mm=None if spacing is None else spacing[0],
+                    spacing_y_mm=None if spacing is None else spacing[1],
+                    x0=column + 0.5 - width / 2,
+                    y0=row + 0.5 - height / 2,
+                    x1=column + 0.5 + width / 2,
+                    y1=row + 0.5 + height / 2,
+                )
+            )
+            owners.append(patient)
+    return places, owners
+
+
+def _size_mm(lesion: Lesion) -> npt.NDArray[np.float64]:
+    """(2,) width and height of a lesion's box."""
+    spacing = stated_spacing_mm(lesion) or (CropSettings().assumed_spacing_mm,) * 2
+    corners = np.array(lesion.box_px).reshape(2, 2)
+    size: npt.NDArray[np.float64] = (corners[1] - corners[0]) * np.array(spacing)
+    return size
+
+
+def inside_body(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """(rows, columns) the convex hull of the largest group of things denser than :data:`BODY_ABOVE_HU`.
+
+    Where fat reads 0 the organs lie apart and the table may be the largest single thing. So an opening first removes
+    what is thinner than 9 px (table, skin), a closing joins what is less than 41 px apart, and the hull takes in
+    lungs, gas and fat.
+    """
+    mask = cv2.morphologyEx((hu > BODY_ABOVE_HU).astype(np.uint8), cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
+    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((41, 41), np.uint8))
+    outlines, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    body = np.zeros(hu.shape, dtype=np.uint8)
+    if outlines:
+        cv2.fillConvexPoly(body, cv2.convexHull(max(outlines, key=cv2.contourArea)), 1)
+    return body.astype(np.bool_)
