@@ -1,6 +1,6 @@
 """Draw what the training's augmentation does to slices and their boxes, on slices of a small phantom made for it.
 
-    python scripts/draw_augmentation.py [docs/augmentation.png] [--seed N]
+    python scripts/draw_augmentation.py [PICTURE] [--seed N]
 
 One row a slice: as it is given to the network, then augmented anew in every column. Boxes and diameters go along.
 """
@@ -32,7 +32,7 @@ COLOURS = ("#ffb000", "#35b6ff", "#7cff4f", "#ff6fb5")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("picture", type=Path, nargs="?", default=ROOT / "docs" / "augmentation.png")
+    parser.add_argument("picture", type=Path, nargs="?", default=BUNDLE / "docs" / "augmentation.png")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     settings = ConfigParser.load_config_file(BUNDLE / "configs" / "train.yaml")
