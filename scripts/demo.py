@@ -205,6 +205,7 @@ def where_to_look(work: Path, inference: bool) -> str:
     """Paths of the pictures and the MLflow command."""
     report = work / "training" / "evaluation" / "validation"
     places = [
+        ("evaluation, as a page", report / "report.html"),
         ("overlay pictures", report / "overlays.png"),
         ("FROC plot", report / "froc.png"),
         ("categories, as a page", work / "categories" / "categories.html"),
