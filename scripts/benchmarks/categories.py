@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from benchmarks import category_arms as arms
 from benchmarks.results import machine, today, write_section
 from demo import command
@@ -24,7 +25,8 @@ from data_prep.categorize.judge import judge, planted_kinds
 from data_prep.categorize.pipeline import select
 from data_prep.categorize.retrieval import time_search
 from data_prep.categorize.space import BlockWeights, FeatureSpace, positions
-from data_prep.lesion import Lesion, read_lesions
+from data_prep.category_names import NAMES_FILE, read_names
+from data_prep.lesion import COARSE_TYPES, Lesion, read_lesions
 
 PHANTOM_PATIENTS = 52  # the demo's
 LARGE, HUGE, DIMENSIONS = 33_000, 1_000_000, 99  # lesions of DeepLesion; feature rows; numbers of a lesion's point
@@ -41,6 +43,9 @@ def categories(arguments: argparse.Namespace) -> None:
                 "--out", lesions.parent)  # fmt: skip
     data = arms.load(lesions, arguments.images.resolve(), work, None)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    cards = work / "categories"
+    if not (cards / "categories.parquet").is_file():
+        command("-m", "data_prep", "categorize", lesions, "--images", arguments.images.resolve(), "--out", cards)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms.ARMS}
     for seed in seeds:
         for name, done in found.items():
@@ -59,6 +64,7 @@ def categories(arguments: argparse.Namespace) -> None:
             "patients, agree on the validation lesions with an adjusted Rand index of "
             + " and ".join(f"{mean_sd(values)} at k = {k}" for k, values in stable.items())
             + f" ({len(stable[5])} splits).",
+            _composition(cards, data.lesions[data.fitted :]),
             _method(data, arguments),
         ]
     )
@@ -144,6 +150,20 @@ def _probes(found: dict[str, list[dict[str, Any]]]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     chance = next(iter(found.values()))[0]["precision_at_10"]["chance"]
     return "\n".join([*lines, "", f"Hits drawn at random have a precision of {chance:.3f}."])
+
+
+def _composition(cards: Path, judge: Sequence[Lesion]) -> str:
+    """Of which types the categories are that ``categorize`` makes by default."""
+    labels = pd.read_parquet(cards / "categories.parquet").set_index("lesion_id")["category"]
+    names = read_names(cards / NAMES_FILE).names
+    types = [COARSE_TYPES[lesion.coarse_type or 0] for lesion in judge]
+    table = pd.crosstab([names[labels[lesion.lesion_id]] for lesion in judge], types)
+    lines = ["The categories that `categorize` makes by default, by the official types of all validation lesions:", "",
+             f"| category (its proposed name) | {' | '.join(table.columns)} | commonest |",
+             "| --- |" + " --- |" * (len(table.columns) + 1)]  # fmt: skip
+    for name, row in table.loc[[name for name in names.values() if name in table.index]].iterrows():
+        lines.append(f"| {name} | {' | '.join(map(str, row))} | {row.max() / row.sum():.0%} {row.idxmax()} |")
+    return "\n".join(lines)
 
 
 def _method(data: arms.Data, arguments: argparse.Namespace) -> str:
