@@ -63,7 +63,7 @@ class Stages:
             raise SystemExit(f"{workdir}: cannot write into this folder ({error.strerror})") from error
         known = self.markers / "settings.json"
         if known.exists() and json.loads(known.read_text()) != settings:
-            raise SystemExit(f"{workdir} holds a demo with other options; give another WORKDIR or delete this one")
+            raise SystemExit(f"{workdir} holds work with other options; give another WORKDIR or delete this one")
         known.write_text(json.dumps(settings))
         self.did_something = False
 

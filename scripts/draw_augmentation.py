@@ -2,7 +2,8 @@
 
     python scripts/draw_augmentation.py [PICTURE] [--seed N]
 
-One row a slice: as it is given to the network, then augmented anew in every column. Boxes and diameters go along.
+One row a slice: as it is given to the network, with a lesion of another slice pasted in (an option), then augmented
+anew in every column. Boxes and diameters go along.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
+from monai.transforms import Compose
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "universal_lesion_ct_detection"
 sys.path.insert(0, str(BUNDLE))  # its package is ``scripts``
 from scripts.contract import make  # noqa: E402
+from scripts.copy_paste import LesionPool, RandPasteLesion  # noqa: E402
 from scripts.transforms import ApplyContractd, LoadSlicesd, RandAugmentLesiond  # noqa: E402
 
 SIZE, ROWS, COLUMNS = 256, 3, 5
@@ -51,21 +54,24 @@ def draw(phantom: Path, settings: dict[str, Any], seed: int, picture: Path) -> N
     of_series = {str(Path(item["image"][0]).parent): item for item in reversed(items)}
     chosen = sorted(of_series.values(), key=lambda item: -len(item["box"]))[:ROWS]
     contract = make(settings["slices"], settings["windows_hu"], SIZE)
+    load = [LoadSlicesd(["image"], phantom / "Images_png", contract.slices), ApplyContractd(["image"], contract)]
+    data = [{**item, "meta": {key: item.get(key) for key in ("spacing_mm", "recist_px")}} for item in items]
+    paste = RandPasteLesion(1.0, LesionPool(data, load), contract).set_random_state(seed=seed)
     augment = RandAugmentLesiond(["image"], **settings["augmentation"]).set_random_state(seed=seed)
     figure = Figure(figsize=(2.6 * COLUMNS, 2.7 * len(chosen)), layout="constrained", facecolor="white")
     grid = figure.subplots(len(chosen), COLUMNS, squeeze=False)
     for axes_row, item in zip(grid, chosen, strict=True):
-        meta = {"spacing_mm": item["spacing_mm"], "recist_px": item.get("recist_px")}
-        load = LoadSlicesd(["image"], phantom / "Images_png", contract.slices)
-        given = ApplyContractd(["image"], contract)(load({**item, "meta": meta}))
+        given = Compose(load)(data[items.index(item)])
+        pasted = paste(given)
         # Which lesion is which, after some have left the picture.
-        given["label"] = torch.arange(len(given["box"]))
-        panel(axes_row[0], {**given, "image": given["image"] / 255})
-        for axes in axes_row[1:]:
+        for of_slice in (given, pasted):
+            of_slice["label"] = torch.arange(len(of_slice["box"]))
+        for axes, shown in zip(axes_row, (given, pasted), strict=False):
+            panel(axes, {**shown, "image": shown["image"] / 255})
+        for axes in axes_row[2:]:
             panel(axes, augment(given))
-    grid[0][0].set_title("as given")
-    for axes in grid[0][1:]:
-        axes.set_title("augmented")
+    for axes, title in zip(grid[0], ["as given", "a lesion pasted", *["augmented"] * (COLUMNS - 2)], strict=True):
+        axes.set_title(title)
     figure.savefig(picture, dpi=75)
 
 

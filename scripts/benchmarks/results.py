@@ -40,7 +40,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def write_section(name: str, title: str, text: str, results: Path = RESULTS) -> None:
     """Replace one section of docs/results.md (or of ``results``), between its two comment lines."""
-    begin, end = f"<!-- {name}: written by scripts/benchmark.py, do not edit -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: written by a script, do not edit -->", f"<!-- end of {name} -->"
     old = results.read_text(encoding="utf-8") if results.exists() else "# Results\n"
     block = f"{begin}\n## {title}\n\n{text}\n{end}"
     if begin in old:

@@ -13,9 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,18 +22,12 @@ from torch import nn
 from torch.nn.functional import log_softmax, normalize
 from tqdm import tqdm
 
-from data_prep.archive.png import read_hu
 from data_prep.categorize.backbone import FeatureExtractor, Tail
-from data_prep.categorize.crops import SCALES, CropSettings, stated_spacing_mm
+from data_prep.categorize.crops import SCALES
 from data_prep.categorize.finetune import Epoch, tail_features
-from data_prep.categorize.fit import may_be_fitted, training_patients
 from data_prep.categorize.space import BlockWeights, FeatureSpace
 from data_prep.errors import DataPrepError
-from data_prep.lesion import Lesion
 from data_prep.splits import tuning_patients
-
-BODY_ABOVE_HU = 20.0
-"""Soft tissue, not fat: slices that were clipped to 0..255 HU show air, lung and fat alike as 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,93 +224,3 @@ def pretrain(
                 lowest = math.inf if loss_held is None else loss_held
                 best = {name: value.detach().cpu().clone() for name, value in network.tail.state_dict().items()}
     return {name: value.detach().cpu().contiguous() for name, value in best.items()}, epochs
-
-
-def body_places(
-    lesions: Sequence[Lesion], images: Path, *, per_slice: int = 1, seed: int = 0
-) -> tuple[list[Lesion], list[str]]:
-    """Random places in the body on all slices of training patients, marked or not, as if somebody had drawn boxes.
-
-    For :func:`data_prep.categorize.views.view_activations`, which takes lesions. Sizes are drawn from the training
-    lesions' own; the spacing is that of a lesion on the same slice, else in the same series, else left unstated.
-
-    Args:
-        lesions: **all** of the table, since they tell who is in training; a slice of any other patient is left out.
-        images: the images folder, whose ``SERIES/NNN.png`` name the patient before the first ``_``, as DeepLesion's.
-        per_slice: places on a slice; none where no body is found.
-        seed: of places and sizes.
-
-    Returns:
-        The places, and their patients.
-
-    Raises:
-        DataPrepError: no training lesion has a box.
-    """
-    patient_of = training_patients(lesions)
-    fitted = [v for v in lesions if v.lesion_id in patient_of and may_be_fitted(v) and v.box_px is not None]
-    if not fitted:
-        raise DataPrepError("no lesion of a training patient has a box; random places take their sizes from these")
-    known = {v.image: v for v in fitted}
-    in_series = {(v.image or "").rpartition("/")[0]: v for v in fitted}
-    patients = set(patient_of.values())
-    generator = np.random.default_rng(seed)
-    places: list[Lesion] = []
-    owners: list[str] = []
-    for path in sorted(images.glob("*/*.png")):
-        image = path.relative_to(images).as_posix()
-        patient = image.partition("_")[0]
-        if patient not in patients:
-            continue
-        body = inside_body(read_hu(path))
-        candidates = np.flatnonzero(body)
-        if not len(candidates):
-            continue
-        alike = known.get(image) or in_series.get(path.parent.name)
-        spacing = None if alike is None else stated_spacing_mm(alike)
-        for number in range(per_slice):
-            row, column = divmod(int(generator.choice(candidates)), body.shape[1])
-            size_mm = _size_mm(fitted[int(generator.integers(len(fitted)))])
-            # Where no spacing is stated the crops assume one too, so the size in millimetres is as drawn.
-            width, height = size_mm / np.array(spacing or (CropSettings().assumed_spacing_mm,) * 2)
-            places.append(
-                Lesion(
-                    lesion_id=f"place:{image}:{number}",
-                    bookmark_ids=(),
-                    source="random",
-                    image=image,
-                    patient_id=patient,
-                    split="train",
-                    spacing_x_mm=None if spacing is None else spacing[0],
-                    spacing_y_mm=None if spacing is None else spacing[1],
-                    x0=column + 0.5 - width / 2,
-                    y0=row + 0.5 - height / 2,
-                    x1=column + 0.5 + width / 2,
-                    y1=row + 0.5 + height / 2,
-                )
-            )
-            owners.append(patient)
-    return places, owners
-
-
-def _size_mm(lesion: Lesion) -> npt.NDArray[np.float64]:
-    """(2,) width and height of a lesion's box."""
-    spacing = stated_spacing_mm(lesion) or (CropSettings().assumed_spacing_mm,) * 2
-    corners = np.array(lesion.box_px).reshape(2, 2)
-    size: npt.NDArray[np.float64] = (corners[1] - corners[0]) * np.array(spacing)
-    return size
-
-
-def inside_body(hu: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """(rows, columns) the convex hull of the largest group of things denser than :data:`BODY_ABOVE_HU`.
-
-    Where fat reads 0 the organs lie apart and the table may be the largest single thing. So an opening first removes
-    what is thinner than 9 px (table, skin), a closing joins what is less than 41 px apart, and the hull takes in
-    lungs, gas and fat.
-    """
-    mask = cv2.morphologyEx((hu > BODY_ABOVE_HU).astype(np.uint8), cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
-    closed = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((41, 41), np.uint8))
-    outlines, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    body = np.zeros(hu.shape, dtype=np.uint8)
-    if outlines:
-        cv2.fillConvexPoly(body, cv2.convexHull(max(outlines, key=cv2.contourArea)), 1)
-    return body.astype(np.bool_)

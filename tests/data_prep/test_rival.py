@@ -16,9 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, interpolate
 
-from data_prep.archive.png import write_hu
 from data_prep.categorize.backbone import FeatureExtractor
-from data_prep.lesion import Lesion
 from data_prep.splits import tuning_patients
 
 FILE = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks" / "rival.py"
@@ -111,7 +109,6 @@ def test_pretraining_learns_what_the_views_share(
     losses = [epoch.holdout_loss for epoch in epochs]
     assert min(losses) < 0.75 * losses[0]
     assert epochs[-1].training_loss < epochs[0].training_loss
-    assert epochs[int(np.argmin(losses))].holdout_accuracy >= 0.75
 
 
 def test_pretraining_is_reproducible_and_keeps_held_out_patients_out(
@@ -152,60 +149,3 @@ def test_pretraining_runs_on_a_gpu(activations: npt.NDArray[np.float16]) -> None
 
 
 # --- random places in the body -------------------------------------------------------------------------------------
-
-
-def _slice(clipped: bool) -> npt.NDArray[np.float32]:
-    """A body with two lungs and a table below it, which touches it by a thin bridge."""
-    y, x = np.mgrid[:120, :160]
-    hu = np.full((120, 160), -1000, np.float32)
-    hu[((x - 80) / 60) ** 2 + ((y - 50) / 40) ** 2 <= 1] = 50
-    for middle in (55, 105):
-        hu[((x - middle) / 15) ** 2 + ((y - 45) / 20) ** 2 <= 1] = -800
-    hu[105:112, 10:150] = 100
-    hu[88:106, 80] = 60
-    return hu.clip(0, 255) if clipped else hu
-
-
-@pytest.mark.parametrize("clipped", [False, True])
-def test_the_body_has_its_lungs_and_organs_apart_but_no_table(clipped: bool) -> None:
-    body = rival.inside_body(_slice(clipped))
-    assert body[45, 55]
-    assert body[45, 105]
-    assert not body[100:].any()
-    assert not body[:8].any()
-    assert body.sum() == pytest.approx(np.pi * 60 * 40, rel=0.05)
-    assert not rival.inside_body(np.full((30, 30), -1000, np.float32)).any()
-
-
-def test_places_lie_in_training_bodies_only(tmp_path: Path) -> None:
-    """Of slices of training patients, marked or not; no validation or test patient's, nor one nobody knows."""
-    hu = _slice(clipped=True)
-    for name in ("1_01_01/010", "1_01_01/011", "1_02_01/020", "2_01_01/010", "3_01_01/010", "9_01_01/010"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_hu(tmp_path / f"{name}.png", hu)
-    box = {"x0": 10.0, "y0": 20.0, "x1": 30.0, "y1": 50.0}
-
-    def lesion(name: str, split: str) -> Lesion:
-        return Lesion(
-            lesion_id=name, bookmark_ids=(), source="deeplesion-csv", image=f"{name}_01_01/010.png", patient_id=name,
-            split=split, spacing_x_mm=0.5, spacing_y_mm=0.5, **box,
-        )  # fmt: skip
-
-    table = [lesion("1", "train"), lesion("2", "validation"), lesion("3", "test")]
-    places, patients = rival.body_places(table, tmp_path, per_slice=5, seed=3)
-    assert patients == ["1"] * 15
-    assert {p.image for p in places} == {"1_01_01/010.png", "1_01_01/011.png", "1_02_01/020.png"}
-    assert len({p.lesion_id for p in places}) == 15
-    body = rival.inside_body(hu)
-    for place in places:
-        assert place.box_px is not None
-        x0, y0, x1, y1 = place.box_px
-        assert body[int((y0 + y1) / 2), int((x0 + x1) / 2)]
-        # 10 x 15 mm as the only training lesion; another series states no spacing, where crops assume 0.8 mm.
-        spacing = 0.5 if place.image.startswith("1_01_01") else 0.8
-        assert (place.spacing_x_mm, place.spacing_y_mm) == ((0.5, 0.5) if spacing == 0.5 else (None, None))
-        assert (x1 - x0, y1 - y0) == pytest.approx((10 / spacing, 15 / spacing))
-    assert rival.body_places(table, tmp_path, per_slice=5, seed=3)[0] == places
-    assert rival.body_places(table, tmp_path, per_slice=5, seed=4)[0] != places
-    with pytest.raises(rival.DataPrepError, match="training patient"):
-        rival.body_places(table[1:], tmp_path)

@@ -17,6 +17,8 @@ from scripts.atomic import atomic_path
 from scripts.contract import InputContract, make
 from scripts.errors import BundleError
 
+TRAINING_ONLY = "dense_head."  # weights of scripts.network.LesionNet that inference has no use for
+
 
 def save(path: str | PathLike[str], content: dict[str, Any]) -> None:
     """``torch.save`` to a temporary file beside ``path``, then rename."""
@@ -140,11 +142,15 @@ def save_model(
     anchor_sizes: list[list[float]],
     **facts: Any,
 ) -> None:
-    """Write ``model.pt``: weights, input contract, categories, anchors and further plain ``facts``."""
+    """Write ``model.pt``: weights, input contract, categories, anchors and further plain ``facts``.
+
+    What only training uses (:data:`TRAINING_ONLY`) is left out.
+    """
+    weights = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(TRAINING_ONLY)}
     save(
         path,
         {
-            "model": {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()},
+            "model": {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()},
             "contract": contract.to_dict(),
             "categories": list(categories),
             "anchor_sizes": [[float(s) for s in level] for level in anchor_sizes],
@@ -160,6 +166,8 @@ def load_model(
     anchor_sizes: list[list[float]],
 ) -> dict[str, Any]:
     """Put the weights of ``model.pt`` into ``network`` and enforce what they were trained on.
+
+    What only training uses is not in the file; a network that has it keeps its own.
 
     Returns:
         The file's content without the weights.
@@ -178,8 +186,9 @@ def load_model(
         )
     if [list(map(float, level)) for level in anchor_sizes] != content["anchor_sizes"]:
         raise BundleError(f"{path}: trained with anchors {content['anchor_sizes']}, the config has {anchor_sizes}")
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(TRAINING_ONLY)}
     try:
-        network.load_state_dict(content.pop("model"))
+        network.load_state_dict({**own, **content.pop("model")})
     except RuntimeError as error:
         raise BundleError(f"{path}: does not fit this network ({str(error).splitlines()[-1].strip()})") from error
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss
 
 from scripts.atss import atss, pad_boxes, pairwise_iou
+from scripts.dense import DENSE_KEY, loss_of_targets
+from scripts.errors import BundleError
 
 if TYPE_CHECKING:
     from scripts.unmarked import Remedy
@@ -35,7 +38,8 @@ class LesionDetector(RetinaNetDetector):
     * selection by one top-k for the batch and torchvision's NMS;
       classes compete for a place (NMS ignores the class) unless ``class_aware_nms``;
     * in training, a remedy for lesions without a mark (``unmarked``, see :mod:`scripts.unmarked`; None: all that is
-      not marked is background);
+      not marked is background), and the loss of a dense task where the network has a head for it
+      (:mod:`scripts.dense`);
     * no test for NaN on every tensor, which makes the host wait for the device; the trainer tests the loss once.
 
     The interface (``forward``, ``set_target_keys``, ``set_box_selector_parameters``, the sliding-window inferer) is
@@ -46,12 +50,24 @@ class LesionDetector(RetinaNetDetector):
         anchor_generator: :class:`scripts.anchors.ExactAnchorGenerator`.
         class_aware_nms: suppress only boxes of the same class.
         candidates: of ATSS.
+        dense_weight: of the dense task's loss beside the classification loss; 0 without a head for it.
+
+    Raises:
+        BundleError: ``dense_weight`` is negative or not finite.
     """
 
     def __init__(
-        self, network: torch.nn.Module, anchor_generator: Any, class_aware_nms: bool = False, candidates: int = 9
+        self,
+        network: torch.nn.Module,
+        anchor_generator: Any,
+        class_aware_nms: bool = False,
+        candidates: int = 9,
+        dense_weight: float = 0.0,
     ) -> None:
         super().__init__(network=network, anchor_generator=anchor_generator)
+        if not 0 <= dense_weight < math.inf:
+            raise BundleError(f"dense_weight must be 0 or more, got {dense_weight}")
+        self.dense_weight = dense_weight
         self.class_aware_nms = class_aware_nms
         self.candidates = candidates
         self.unmarked: Remedy | None = None
@@ -124,7 +140,10 @@ class LesionDetector(RetinaNetDetector):
             # A box's loss counts with its quality, so that good boxes are made better before bad ones (GFL, eq. 9).
             weight = logits.detach()[image, anchor].amax(-1).sigmoid() * certainty if len(image) else iou
             regression = (generalized_box_iou_loss(decoded, goal) * weight).sum() / weight.sum().clamp(min=1.0)
-            return {self.cls_key: classification, self.box_reg_key: BOX_WEIGHT * regression + 0.0 * deltas.sum()}
+            named = {self.cls_key: classification, self.box_reg_key: BOX_WEIGHT * regression + 0.0 * deltas.sum()}
+            if DENSE_KEY in head_outputs_reshape:
+                named[DENSE_KEY] = self.dense_weight * loss_of_targets(head_outputs_reshape[DENSE_KEY][0], targets)
+            return named
 
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What every anchor says, before any selection.

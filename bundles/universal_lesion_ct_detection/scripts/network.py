@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FeaturePyramidNetwork
 
+from scripts.dense import DENSE_KEY
+
 BACKBONE = "tf_efficientnet_lite0"
 STRIDES = (4, 8, 16, 32)
 
@@ -186,7 +188,7 @@ class Head(nn.Module):
 
 
 class LesionNet(RetinaNet):
-    """MONAI's ``RetinaNet`` with slimmer heads.
+    """MONAI's ``RetinaNet`` with slimmer heads, and in training, if wanted, a head for a dense task.
 
     Replaced: the two heads. Their convolutions are shared and stand in the feature extractor
     (:class:`PyramidBackbone`), and they do not look for NaN in every output, a host synchronisation each.
@@ -197,6 +199,8 @@ class LesionNet(RetinaNet):
         in_channels: slices x windows.
         channels, convolutions: of the pyramid, see :class:`PyramidBackbone`.
         pretrained, folded, frozen_stages: see :class:`PyramidBackbone`.
+        dense: have a third head, for :mod:`scripts.dense`: one channel on the level of stride 4. It answers in training
+            mode only, so inference costs the same with and without it.
     """
 
     def __init__(
@@ -209,6 +213,7 @@ class LesionNet(RetinaNet):
         pretrained: bool = True,
         folded: bool | None = None,
         frozen_stages: int = 2,
+        dense: bool = False,
     ) -> None:
         super().__init__(
             spatial_dims=2,
@@ -222,3 +227,11 @@ class LesionNet(RetinaNet):
             channels, num_anchors * num_classes, -math.log((1 - prior) / prior)
         )
         self.regression_head: nn.Module = Head(channels, num_anchors * 4)  # type: ignore[assignment]
+        self.dense_head = Head(channels, 1, -math.log((1 - prior) / prior)) if dense else None
+
+    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        features = self.feature_extractor(images)
+        outputs = {self.cls_key: self.classification_head(features), self.box_reg_key: self.regression_head(features)}
+        if self.training and self.dense_head is not None:
+            outputs[DENSE_KEY] = self.dense_head(features[:1])
+        return outputs

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scripts import distributed
+from scripts.dense import MARGIN_PX
 from scripts.device import autocast_dtype, choose
 from scripts.unmarked import Remedy
 
@@ -100,6 +101,7 @@ class TrainStep:
         self.clip = clip
         inner: Any = getattr(detector, "module", detector)  # inside DistributedDataParallel
         inner.unmarked = self.unmarked
+        self.dense: bool = inner.dense_weight > 0
         self.network: nn.Module = inner.network
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # GroupNorm and depthwise convolutions are far faster this way round on CPU and GPU alike.
@@ -112,6 +114,10 @@ class TrainStep:
             {"box": box.to(self.device), "label": label.to(self.device)}
             for box, label in zip(batch["box"], batch["label"], strict=True)
         ]
+        if self.dense:
+            for target, ends, factor in zip(targets, batch["recist_px"], batch["resize_factor"], strict=True):
+                target["recist_px"] = ends.to(self.device)
+                target["margin_px"] = (MARGIN_PX * factor[:2]).to(self.device)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             self.unmarked.begin(images, targets)
             losses: dict[str, Tensor] = self.detector(images, targets)

@@ -1,0 +1,99 @@
+"""Does a detector trained on mined categories beat one that knows only "lesion"? Writes into docs/results.md.
+
+    python scripts/experiment_categories.py phantom WORK [--patients N] [--epochs E] [--sizes 0.25,0.5,1]
+    python scripts/experiment_categories.py real WORK CSV IMAGES [--minutes 240]
+
+Arms: a single class, 5 mined categories, 5 random ones of the same sizes; on demand 8 mined ones and those of the
+mining loop's first round. Each arm and seed is a stage of its own: kill it, start it again, it goes on. More --seeds,
+--arms, --sizes or --minutes later add to what is there. Every run that finished is in the table. Run it on an otherwise
+idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from benchmarks.category_experiment import ARMS, DEFAULT_ARMS, Experiment
+from benchmarks.results import RESULTS
+
+
+def arms(text: str) -> list[str]:
+    """Names of arms; the single class, which the others are compared with, always takes part."""
+    names = text.split(",")
+    unknown = [name for name in names if name not in ARMS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown arm {unknown[0]!r}; choose of {', '.join(ARMS)}")
+    return [name for name in ARMS if name in ("single", *names)]
+
+
+def sizes(text: str) -> list[float]:
+    """Shares of the training patients, all of them first; 1 always takes part."""
+    try:
+        shares = {float(word) for word in text.split(",")} | {1.0}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of shares such as 0.25,0.5,1") from error
+    if not all(0 < share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError("shares are above 0 and at most 1")
+    return sorted(shares, reverse=True)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def minutes(text: str) -> float:
+    """More than none."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes") from error
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("minutes must be more than 0")
+    return value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("work", type=Path, help="working folder, kept between starts")
+    common.add_argument("--seeds", type=positive, default=3, help="trainings of each arm (default: %(default)s)")
+    common.add_argument("--seed", type=int, default=0, help="the first of them, and that of the mining")
+    common.add_argument(
+        "--arms",
+        type=arms,
+        default=list(DEFAULT_ARMS),
+        help=f"of {', '.join(ARMS)} (default: {','.join(DEFAULT_ARMS)})",
+    )
+    common.add_argument("--sizes", type=sizes, default=[1.0], help="shares of the training patients, e.g. 0.25,0.5,1")
+    common.add_argument("--epochs", type=positive, help="of all the slices; fewer slices get as many steps")
+    common.add_argument("--rounds", type=positive, default=3, help="of mining, at most (default: %(default)s)")
+    common.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
+    budget = "start no training that would end after so many minutes of training in all (default: {})"
+    what = parser.add_subparsers(dest="what", required=True)
+    phantom = what.add_parser("phantom", parents=[common], help="judged by the full truth of the test patients")
+    phantom.add_argument("--patients", type=positive, default=52, help="of the hospital (default: %(default)s)")
+    phantom.add_argument("--minutes", type=minutes, help=budget.format("no limit"))
+    real = what.add_parser("real", parents=[common], help="judged by the marks of the official validation slices")
+    real.add_argument("csv", type=Path, help="DL_info.csv")
+    real.add_argument("images", type=Path, help="Images_png")
+    real.add_argument("--minutes", type=minutes, default=240.0, help=budget.format("%(default)g"))
+    arguments = parser.parse_args()
+    if arguments.what == "phantom" and arguments.patients < 8:
+        parser.error("--patients must be at least 8, so that every split has some")
+    for path in (arguments.csv, arguments.images) if arguments.what == "real" else ():
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
+    Experiment(arguments).run()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
