@@ -279,7 +279,7 @@ def datalist(
         float | None,
         typer.Option(
             "--slice-distance-mm",
-            help="How far apart the neighbours are to be. Default: the next stored slices.",
+            help="How far apart the neighbours are to be at least. Default: the next stored slices.",
             show_default=False,
         ),
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -59,8 +60,8 @@ def write_datalist(
         out: the file to write.
         categories: names and labels; None: one category, ``lesion``.
         slices: how many neighbouring slices an item lists, odd; a missing one is stood in for by the nearest.
-        slice_distance_mm: how far apart the neighbours are to be. None: the next stored slices. Where the slice step
-            is not known, the next stored slices are taken too.
+        slice_distance_mm: how far apart the neighbours are to be at least. None: the next stored slices. Where the
+            slice step is not known, the next stored slices are taken too.
 
     Returns:
         The counts.
@@ -105,7 +106,8 @@ def _item(found: Slice, images: Path, slices: int, slice_distance_mm: float | No
     spacing_mm = [positive_or_none(value) for value in (first.spacing_x_mm, first.spacing_y_mm, first.spacing_z_mm)]
     step = 1
     if slice_distance_mm is not None and spacing_mm[2]:
-        step = max(1, round(slice_distance_mm / spacing_mm[2]))
+        # Rounded up, so that planes at that distance lie between slices; a hair over a whole number is that number.
+        step = max(1, math.ceil(slice_distance_mm / spacing_mm[2] - 1e-3))
     return {
         "image": neighbours(images, found.image, slices, step),
         "box": [list(target.box_px) for target in found.targets],

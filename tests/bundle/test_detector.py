@@ -139,6 +139,25 @@ def test_boxes_stay_in_an_image_that_had_to_be_padded(network: LesionNet) -> Non
     assert found[:, [1, 3]].max() <= 50
 
 
+def test_flip_average_finds_the_same_in_the_mirror(network: LesionNet) -> None:
+    torch.manual_seed(5)
+    images = torch.rand(1, 3, 64, 96)
+    detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).eval()
+    detector.set_box_selector_parameters(score_thresh=0.0, nms_thresh=0.5, detections_per_img=20)
+    with torch.no_grad():
+        plain = detector.predict(images)
+        network.flip_average = True
+        try:
+            logits, _, _ = detector.predict(images)
+            (found,), (mirrored,) = detector(images), detector(images.flip(2))
+        finally:
+            network.flip_average = False
+    assert not torch.allclose(logits, plain[0])
+    torch.testing.assert_close(mirrored["label_scores"], found["label_scores"])
+    x0, y0, x1, y1 = found["box"].unbind(1)
+    torch.testing.assert_close(mirrored["box"], torch.stack([64 - x1, y0, 64 - x0, y1], 1), atol=1e-3, rtol=0)
+
+
 def test_quality_focal_loss_is_the_papers_formula() -> None:
     logits, quality = torch.randn(100), torch.rand(100)
     p = logits.sigmoid()

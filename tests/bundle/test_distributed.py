@@ -14,6 +14,9 @@ from tiny import make_hospital, options, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+# With everything that only training does: the heads and losses of all of it must agree between the processes.
+TRAINING = {"max_epochs": 2, "batch_size": 2, "dense_weight": 0.5, "copy_paste": 0.5, "unmarked": "complete"}
+
 
 @pytest.fixture(scope="module")
 def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -33,7 +36,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("trained")
-    run("train", "multi_gpu_train", processes=2, **options(hospital, output, max_epochs=2, batch_size=2))
+    run("train", "multi_gpu_train", processes=2, **options(hospital, output, **TRAINING))
     return output
 
 
@@ -50,7 +53,7 @@ def test_two_processes_train_one_model_in_one_run(trained: Path) -> None:
 
 
 def test_a_killed_training_goes_on(hospital: Path, trained: Path, tmp_path: Path) -> None:
-    words = options(hospital, tmp_path, max_epochs=2, batch_size=2)
+    words = options(hospital, tmp_path, **TRAINING)
     run("train", "multi_gpu_train", processes=2, **{**words, "max_minutes": 0})
     assert read(tmp_path / "training_state.pt")["epoch"] == 1
     run("train", "multi_gpu_train", processes=2, **words)

@@ -143,6 +143,7 @@ def test_splits_and_tuning_share_no_patient(images: Path) -> None:
         (3, None, ["004", "005", "005"]),  # 006 is missing in B
         (5, None, ["003", "004", "005", "005", "007"]),
         (3, 4.0, ["003", "005", "007"]),  # |-2 mm| between slices
+        (3, 2.5, ["003", "005", "007"]),  # at least
         (3, 0.1, ["004", "005", "005"]),
     ],
 )

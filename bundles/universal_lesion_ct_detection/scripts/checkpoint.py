@@ -55,6 +55,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     Returns:
         ``file`` (its name), ``sha256``, ``contract``, ``anchor_sizes``, ``categories``, ``channels``,
         ``convolutions``, ``folded`` (batch norm folded into the convolutions, as in a network trained from ImageNet),
+        ``flip_average`` (used in choosing weights and thresholds, see :class:`scripts.network.LesionNet`),
         ``operating_score``, the score threshold chosen in training (0.05 where none was), and ``operating_points``,
         those of conformal risk control by their alpha (see :mod:`scripts.conformal`).
 
@@ -76,6 +77,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         "channels": int(weights["classification_head.output.weight"].shape[1]),
         "convolutions": sum(tensor.ndim == 4 for tensor in tower),
         "folded": not any(name.endswith("running_mean") for name in weights),
+        "flip_average": bool(content.get("flip_average", False)),
         "operating_score": 0.05 if score is None else float(score),
         "operating_points": dict(content.get("operating_points") or {}),
     }
@@ -154,6 +156,7 @@ def save_model(
             "contract": contract.to_dict(),
             "categories": list(categories),
             "anchor_sizes": [[float(s) for s in level] for level in anchor_sizes],
+            "flip_average": bool(getattr(network, "flip_average", False)),
             **facts,
         },
     )

@@ -201,6 +201,8 @@ class LesionNet(RetinaNet):
         pretrained, folded, frozen_stages: see :class:`PyramidBackbone`.
         dense: have a third head, for :mod:`scripts.dense`: one channel on the level of stride 4. It answers in training
             mode only, so inference costs the same with and without it.
+        flip_average: outside training also look at the slice mirrored left to right, and give the mean of what both
+            say at each location; at twice the cost.
     """
 
     def __init__(
@@ -214,6 +216,7 @@ class LesionNet(RetinaNet):
         folded: bool | None = None,
         frozen_stages: int = 2,
         dense: bool = False,
+        flip_average: bool = False,
     ) -> None:
         super().__init__(
             spatial_dims=2,
@@ -228,8 +231,22 @@ class LesionNet(RetinaNet):
         )
         self.regression_head: nn.Module = Head(channels, num_anchors * 4)  # type: ignore[assignment]
         self.dense_head = Head(channels, 1, -math.log((1 - prior) / prior)) if dense else None
+        self.flip_average = flip_average
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        if self.training or not self.flip_average:
+            return self._maps(images)
+        maps, mirrored = self._maps(images), self._maps(images.flip(2))
+        # Locations lie in the middle of their cells, so the mirrored grid is the same grid; only x shifts change sign.
+        sign = images.new_tensor([-1.0, 1.0, 1.0, 1.0])
+        for one, other in zip(maps[self.box_reg_key], mirrored[self.box_reg_key], strict=True):
+            signs = sign.repeat(one.shape[1] // 4)[:, None, None].to(one.dtype)
+            one.add_(other.flip(2) * signs).div_(2)
+        for one, other in zip(maps[self.cls_key], mirrored[self.cls_key], strict=True):
+            one.add_(other.flip(2)).div_(2)
+        return maps
+
+    def _maps(self, images: Tensor) -> dict[str, list[Tensor]]:
         features = self.feature_extractor(images)
         outputs = {self.cls_key: self.classification_head(features), self.box_reg_key: self.regression_head(features)}
         if self.training and self.dense_head is not None:
