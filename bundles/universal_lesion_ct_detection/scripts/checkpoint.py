@@ -17,6 +17,7 @@ from scripts.atomic import atomic_path
 from scripts.contract import InputContract, make
 from scripts.errors import BundleError
 
+SUMS = "SHA256SUMS"  # beside weights that are shipped: what `sha256sum --check` reads
 TRAINING_ONLY = "dense_head."  # weights of scripts.network.LesionNet that inference has no use for
 
 
@@ -49,6 +50,36 @@ def sha256(path: str | PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_sum(path: str | PathLike[str]) -> str:
+    """The hash of a file, which must be the one that ``SHA256SUMS`` beside it states, where that names the file.
+
+    Raises:
+        BundleError: it is another one.
+    """
+    found, stated = sha256(path), _stated(path).get(Path(path).name)
+    if stated not in (None, found):
+        raise BundleError(
+            f"{path}: its SHA-256 is {found}, but {SUMS} beside it says {stated}: get the file anew, or take its line "
+            f"out of {SUMS} if you put other weights there"
+        )
+    return found
+
+
+def _stated(path: str | PathLike[str]) -> dict[str, str]:
+    """Name -> hash, of ``SHA256SUMS`` beside a file; empty where there is none."""
+    sums = Path(path).with_name(SUMS)
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    parts = [line.partition(" ") for line in lines]
+    return {name.lstrip(" *"): digest for digest, _, name in parts}
+
+
+def state_sum(path: str | PathLike[str]) -> None:
+    """State the file's present hash in ``SHA256SUMS`` beside it."""
+    known = {**_stated(path), Path(path).name: sha256(path)}
+    with atomic_path(Path(path).with_name(SUMS)) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in known.items()), encoding="utf-8")
+
+
 def facts(path: str | PathLike[str]) -> dict[str, Any]:
     """What a ``model.pt`` says of itself: everything needed to build its network and use it, without the weights.
 
@@ -60,8 +91,9 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         those of conformal risk control by their alpha (see :mod:`scripts.conformal`).
 
     Raises:
-        BundleError: not a weights file of this bundle.
+        BundleError: not a weights file of this bundle, or not the one that was shipped (:func:`check_sum`).
     """
+    digest = check_sum(path) if Path(path).is_file() else ""
     content = read(path)
     if not {"model", "contract", "anchor_sizes", "categories"} <= content.keys():
         raise BundleError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
@@ -70,7 +102,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     score = (content.get("operating_point") or {}).get("score")
     return {
         "file": Path(path).name,
-        "sha256": sha256(path),
+        "sha256": digest,
         "contract": content["contract"],
         "anchor_sizes": content["anchor_sizes"],
         "categories": content["categories"],
@@ -133,7 +165,12 @@ def store_operating_point(path: str | PathLike[str], alpha: float, point: Mappin
     points = {key: value for key, value in (content.get("operating_points") or {}).items() if key != _alpha(alpha)}
     if point is not None:
         points[_alpha(alpha)] = dict(point)
+    named = Path(path).name in _stated(path)
+    if named:
+        check_sum(path)
     save(path, {**content, "operating_points": points})
+    if named:
+        state_sum(path)
 
 
 def save_model(
