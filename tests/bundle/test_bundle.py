@@ -119,6 +119,9 @@ def test_evaluation_writes_metrics_plots_and_mlflow(hospital: Path, trained: Pat
         metrics["average_sensitivity"]["value"]
     )
     assert len(client.get_metric_history(known["run_id"], "train/loss")) == 3
+    assert 0 < stored.data.metrics["train/waiting_for_data"] < 1
+    assert stored.data.metrics["train/seconds_per_step"] > 0
+    assert 100 < stored.data.metrics["train/peak_memory_mib"] < 20_000
     assert {a.path for a in client.list_artifacts(known["run_id"])} >= {"model.pt", "validation"}
     assert (trained / "mlartifacts").is_dir()
     logged = json.dumps([stored.data.params, stored.data.tags, list(stored.data.metrics)])

@@ -6,12 +6,15 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from ignite.handlers import Timer
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.time import get_current_time_millis
@@ -154,18 +157,36 @@ class Tracker:
         raise error
 
 
+def peak_memory_mib() -> float | None:
+    """Most memory so far: of the GPU where one is used, else of this process; None where the system does not say."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "win32":
+        return None
+    import resource  # POSIX alone has it
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 class LogTraining:
-    """Training losses and learning rates every epoch, and the tuning patients' figures after each validation."""
+    """Training losses, learning rate and time every epoch, and the tuning patients' figures after each validation."""
 
     def __init__(self, tracker: Tracker, optimizer: Any, evaluator: Engine | None = None) -> None:
         self.tracker, self.optimizer, self.evaluator = tracker, optimizer, evaluator
         self.sums: dict[str, float] = {}
         self.count = 0
+        self.epoch, self.waiting = Timer(), Timer()
 
     def attach(self, engine: Engine) -> None:
         if not distributed.is_main():
             return
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._add)
+        # They start with the epoch; what the first batch takes, with workers to be started, is waiting too.
+        self.epoch.attach(engine, start=Events.EPOCH_STARTED)
+        self.waiting.attach(
+            engine, start=Events.EPOCH_STARTED, resume=Events.GET_BATCH_STARTED, pause=Events.GET_BATCH_COMPLETED
+        )
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._log)
         if self.evaluator is not None:
             self.evaluator.add_event_handler(Events.COMPLETED, self._log_validation)
@@ -178,6 +199,12 @@ class LogTraining:
     def _log(self, engine: Engine) -> None:
         values = {f"train/{name}": total / self.count for name, total in self.sums.items()}
         values["train/learning_rate"] = self.optimizer.param_groups[-1]["lr"]
+        seconds = self.epoch.value()
+        values["train/seconds_per_step"] = seconds / self.count
+        values["train/waiting_for_data"] = self.waiting.value() / seconds  # a share of the time
+        memory = peak_memory_mib()
+        if memory is not None:
+            values["train/peak_memory_mib"] = memory
         self.tracker.log(values, engine.state.epoch)
         self.sums, self.count = {}, 0
 

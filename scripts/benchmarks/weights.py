@@ -1,0 +1,305 @@
+"""The weights that the bundle ships: recipes tried on the tuning patients, the chosen one trained and judged."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shutil
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import machine, today, write_section
+from benchmarks.trained_detector import HEAD, NOTES, evaluated, minutes, row
+from demo import BUNDLE, Stages, bundle, command
+
+from data_prep.atomic import atomic_path
+
+LEFT_OUT = ("000062",)
+"""Patients kept out of it, so that the README can show the weights on a series of theirs."""
+
+COMMON: dict[str, Any] = {
+    # The release holds HU 0 to 255 and key slices alone: one slice, and three looks at this range as its channels.
+    "slices": 1, "windows_hu": [[0, 255], [0, 130], [60, 190]],
+    "size": 448, "ema_decay": 0.998, "val_interval": 2, "flip_average": True,
+}  # fmt: skip
+TRIAL_EPOCHS, SHIPPED_EPOCHS = 5, 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe is, in words, and what it sets beyond :data:`COMMON`."""
+
+    title: str
+    options: Mapping[str, Any]
+
+
+RECIPES = {
+    "plain": Recipe("plain", {}),
+    "paste": Recipe("lesion copy-paste", {"copy_paste": 0.5}),
+    "dense": Recipe("dense task from the diameters", {"dense_weight": 1.0}),
+    "ignore": Recipe("confident findings without a mark ignored", {"unmarked": "ignore"}),
+    "complete": Recipe("marks completed by a teacher", {"unmarked": "complete"}),
+    "all": Recipe(
+        "copy-paste, dense task, findings ignored", {"copy_paste": 0.5, "dense_weight": 1.0, "unmarked": "ignore"}
+    ),
+}
+SHIPPED = "all"
+
+
+class Data:
+    """Marks -> lesions -> categories -> datalist, without the patients left out."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.work: Path = arguments.work.resolve()
+        self.images: Path = arguments.images.resolve()
+        self.source: Path = arguments.csv.resolve()
+        self.seed: int = arguments.seed
+        self.stages = Stages(self.work, {"csv": str(self.source), "images": str(self.images)})
+        self.marks, self.datalist = self.work / "DL_info.csv", self.work / "datalist.json"
+
+    def prepare(self) -> None:
+        """Once; what was done before is kept."""
+        harvest, categories, images = self.work / "harvest", self.work / "categories", self.images
+        lesions = harvest / "lesions.parquet"
+        self.stages.run("marks", lambda: without_patients(self.source, self.marks))
+        self.stages.run(
+            "harvest", lambda: command("-m", "data_prep", "harvest", self.marks, "--images", images, "--out", harvest)
+        )
+        self.stages.run(
+            "categorize",
+            lambda: command("-m", "data_prep", "categorize", lesions, "--images", images, "--out", categories),
+        )
+        self.stages.run(
+            "datalist",
+            lambda: command(
+                "-m", "data_prep", "datalist", lesions, "--categories", categories / "categories.parquet",
+                "--images", images, "--slices", COMMON["slices"], "--out", self.datalist,
+            ),
+        )  # fmt: skip
+
+    def common(self, name: str) -> dict[str, Any]:
+        """What training and evaluating a recipe share."""
+        return {
+            "dataset_dir": self.images, "output_dir": self.work / name, "seed": self.seed, "run_name": name,
+            "tracking_uri": f"sqlite:///{self.work / 'mlruns.db'}",
+        }  # fmt: skip
+
+    def train(self, recipe: str, name: str, epochs: int) -> dict[str, Any]:
+        """Train; the figures of the tuning patients."""
+        options = {**COMMON, **RECIPES[recipe].options, "max_epochs": epochs}
+        common = self.common(name)
+        self.stages.run(f"{name}: train", lambda: bundle("train", datalist=self.datalist, **common, **options))
+        return self.judge(name, "tuning")
+
+    def judge(self, name: str, section: str) -> dict[str, Any]:
+        common = self.common(name)
+        output = common.pop("output_dir")
+        return evaluated(
+            self.stages, output, name, self.datalist, section, **common, windows_hu=COMMON["windows_hu"]
+        )  # fmt: skip
+
+    def counts(self) -> dict[str, int]:
+        content = json.loads(self.datalist.read_text(encoding="utf-8"))
+        return {name: len(items) for name, items in content.items() if isinstance(items, list)}
+
+
+def without_patients(source: Path, target: Path, left_out: tuple[str, ...] = LEFT_OUT) -> None:
+    """Copy a ``DL_info.csv`` without the rows of some patients (the first six digits of ``File_name``)."""
+    with source.open(newline="", encoding="utf-8") as file, atomic_path(target) as temporary:
+        rows = csv.DictReader(file)
+        with temporary.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, fieldnames=rows.fieldnames or ())
+            writer.writeheader()
+            writer.writerows(line for line in rows if line["File_name"][:6] not in left_out)
+
+
+# --- recipes side by side ------------------------------------------------------------------------------------------
+
+
+def try_out(arguments: argparse.Namespace) -> None:
+    """Train every recipe for as many epochs; a table of the tuning patients' figures."""
+    data = Data(arguments)
+    data.prepare()
+    epochs = arguments.epochs or TRIAL_EPOCHS
+    lines = [HEAD]
+    for recipe in arguments.recipes:
+        name = f"try {recipe}, {epochs} epochs, seed {arguments.seed}"
+        metrics = data.train(recipe, name, epochs)
+        lines.append(row(f"{RECIPES[recipe].title}, {minutes(data.work / name)}", metrics))
+        text = (
+            f"Official DeepLesion train slices, judged on the tuning patients: {metrics['images']} slices, "
+            f"{metrics['lesions']} lesions, {metrics['patients']} patients; trained on the others' "
+            f"{data.counts()['training']} slices for {epochs} epochs, the best of them by the same tuning patients. "
+            f"{what_is_common()} Seed {arguments.seed}. Machine: {machine()}. "
+            f"Command: `python scripts/train_weights.py try ...`, {today()}.\n\n{NOTES}"
+        )
+        title = "Weights: recipes by the tuning patients"
+        write_section("weights-recipes", title, "\n".join([*lines, "", text]), arguments.results)
+
+
+def what_is_common() -> str:
+    """The input, in words."""
+    windows = ", ".join(f"{low} to {high}" for low, high in COMMON["windows_hu"])
+    return (
+        f"Input: one slice, {COMMON['size']} px, HU windows {windows}; 5 mined categories; scores averaged over the "
+        "slice and its mirror image."
+    )
+
+
+# --- the weights ---------------------------------------------------------------------------------------------------
+
+
+def ship(arguments: argparse.Namespace) -> None:
+    """Train the chosen recipe, open the validation patients, write ``models/`` and the card."""
+    data = Data(arguments)
+    data.prepare()
+    epochs = arguments.epochs or SHIPPED_EPOCHS
+    name = f"ship {arguments.recipe}, {epochs} epochs, seed {arguments.seed}"
+    tuning = data.train(arguments.recipe, name, epochs)
+    validation = data.judge(name, "validation")
+    home = data.work / name
+    data.stages.run(f"{name}: install", lambda: install(home / "model.pt", BUNDLE / "models"))
+    opened = opening(data.work / "openings.csv", home / "model.pt", validation)
+    figures = BUNDLE / "docs" / "weights"
+    figures.mkdir(exist_ok=True)
+    report = home / "evaluation" / "validation"
+    for picture in ("froc.png", "overlays.png"):
+        shutil.copyfile(report / picture, figures / picture)
+    learning_curve(data.work / "mlruns.db", name, figures / "learning_curve.png")
+    card(data, arguments, name, epochs, tuning, validation, opened)
+
+
+def install(weights: Path, models: Path) -> None:
+    """Copy the weights into the bundle, with their hash beside them."""
+    models.mkdir(exist_ok=True)
+    target = models / "model.pt"
+    with atomic_path(target) as temporary:
+        shutil.copyfile(weights, temporary)
+    target.chmod(0o644)
+    command("-c", f"from scripts.checkpoint import state_sum; state_sum({str(target)!r})", cwd=BUNDLE)
+
+
+def opening(record: Path, weights: Path, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Every time the validation patients were opened for weights of this script; this time is added, once a file."""
+    import hashlib
+
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    known = list(csv.DictReader(record.open(newline="", encoding="utf-8"))) if record.exists() else []
+    if all(one["weights"] != digest for one in known):
+        known.append(
+            {
+                "date": today(), "weights": digest, "mean of .5 to 4": f"{metrics['average_sensitivity']['value']:.3f}",
+                "4 FP": f"{metrics['froc']['4']['value']:.3f}",
+                "accuracy": f"{metrics['accuracy_at_iou']['0.5']['value']:.3f}",
+            }
+        )  # fmt: skip
+        with atomic_path(record) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, fieldnames=list(known[0]))
+            writer.writeheader()
+            writer.writerows(known)
+    return known
+
+
+def run_of(store: Path, run: str) -> Any:
+    """The MLflow run of a name, and the client that reads it."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (found,) = client.search_runs(experiments, f"attributes.run_name = '{run}'")
+    return client, found
+
+
+def pace(store: Path, run: str, batch_size: int = 8) -> str:
+    """How fast the training was, in words; the median epoch."""
+    client, found = run_of(store, run)
+    medians = {}
+    for key in ("seconds_per_step", "waiting_for_data", "peak_memory_mib"):
+        medians[key] = statistics.median(
+            metric.value for metric in client.get_metric_history(found.info.run_id, f"train/{key}")
+        )
+    return (
+        f"Training: {batch_size / medians['seconds_per_step']:.1f} images/s, of which waiting for data takes "
+        f"{medians['waiting_for_data']:.1%} of the time (aim: under 5 %), in {medians['peak_memory_mib']:,.0f} MiB; "
+        "the median epoch."
+    )
+
+
+def learning_curve(store: Path, run: str, target: Path) -> None:
+    """Training loss and the tuning patients' mean sensitivity over the epochs, from MLflow."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    client, found = run_of(store, run)
+    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    for key, label, side, colour in (
+        ("train/loss", "training loss", axes, "C0"),
+        ("tuning/average_sensitivity", "tuning patients: mean sensitivity at .5 to 4 FP", axes.twinx(), "C1"),
+    ):
+        history = sorted(client.get_metric_history(found.info.run_id, key), key=lambda metric: metric.step)
+        side.plot([metric.step for metric in history], [metric.value for metric in history], colour, marker=".")
+        side.set_ylabel(label, color=colour, fontsize=8)
+    axes.set_xlabel("epoch")
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def card(
+    data: Data, arguments: argparse.Namespace, name: str, epochs: int, tuning: Mapping[str, Any],
+    validation: Mapping[str, Any], opened: list[dict[str, str]],
+) -> None:  # fmt: skip
+    """Write the measured part of the model card."""
+    counts = data.counts()
+    model = BUNDLE / "models" / "model.pt"
+    digest = (BUNDLE / "models" / "SHA256SUMS").read_text(encoding="utf-8").split()[0]
+    lines = [
+        HEAD,
+        row("**official validation patients**", validation),
+        row("tuning patients, who chose the epoch", tuning),
+        "",
+        f"`models/model.pt`, {model.stat().st_size / 2**20:.1f} MiB, SHA-256 `{digest}`. Validation: "
+        f"{validation['images']} slices, {validation['lesions']} lesions, {validation['patients']} patients. "
+        f"Trained on {counts['training']} official train slices for {epochs} epochs in {minutes(data.work / name)}, "
+        f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {RECIPES[arguments.recipe].title}. "
+        f"{what_is_common()} {pace(data.work / 'mlruns.db', name)} "
+        f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "
+        f"Machine: {machine()}. Command: `python scripts/train_weights.py ship ...`, {today()}.",
+        "",
+        NOTES,
+        "",
+        "| validation lesions | number | at .5 FP | at 4 FP | mean of .5 to 4 |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for key, title in (("by_size_px", "size"), ("by_size_mm", "long diameter"), ("by_type", "official type")):
+        for group, figures in validation[key].items():
+            count = figures["average_sensitivity"]["n"]
+            if count:
+                cells = [
+                    shown(figures["froc"]["0.5"]),
+                    shown(figures["froc"]["4"]),
+                    shown(figures["average_sensitivity"]),
+                ]
+                lines.append(f"| {title}: {group} | {count} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "The validation patients were opened for weights of this recipe at these times:",
+        "",
+        "| date | weights | mean of .5 to 4 | at 4 FP | accuracy |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {one['date']} | `{one['weights'][:12]}` | {one['mean of .5 to 4']} | {one['4 FP']} | {one['accuracy']} |"
+        for one in opened
+    ]
+    write_section("weights", "Figures", "\n".join(lines), BUNDLE / "docs" / "model_card.md")
+
+
+def shown(figure: Mapping[str, Any]) -> str:
+    """A value with its interval."""
+    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"

@@ -1,0 +1,62 @@
+"""Train the weights that the bundle ships, from DeepLesion's bookmarks alone.
+
+    python scripts/train_weights.py try WORK CSV IMAGES [--recipes A,B]   recipes side by side, by the tuning patients
+    python scripts/train_weights.py ship WORK CSV IMAGES                  the chosen one: trained at length, the
+                                                                          validation patients opened once, put into the
+                                                                          bundle's models/ with its card
+
+Each step is a stage of its own: kill it, start it again, it goes on. Run it on an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from benchmarks.results import RESULTS
+from benchmarks.weights import RECIPES, SHIPPED, ship, try_out
+
+
+def recipes(text: str) -> list[str]:
+    """Names of recipes; the first of all, which the others differ from, always takes part."""
+    names = text.split(",")
+    unknown = [name for name in names if name not in RECIPES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown recipe {unknown[0]!r}; choose of {', '.join(RECIPES)}")
+    return [name for name in RECIPES if name in (next(iter(RECIPES)), *names)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("work", type=Path, help="working folder, kept between starts")
+    common.add_argument("csv", type=Path, help="DL_info.csv")
+    common.add_argument("images", type=Path, help="its Images_png")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--epochs", type=int, help="of each training")
+    trying = what.add_parser("try", parents=[common], help="recipes side by side, judged on the tuning patients")
+    trying.add_argument(
+        "--recipes", type=recipes, default=list(RECIPES), help=f"of {', '.join(RECIPES)} (default: all)"
+    )
+    trying.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
+    trying.set_defaults(run=try_out)
+    shipping = what.add_parser("ship", parents=[common], help="train the chosen recipe, judge it, put it in place")
+    shipping.add_argument("--recipe", choices=tuple(RECIPES), default=SHIPPED, help="default: %(default)s")
+    shipping.set_defaults(run=ship)
+    arguments = parser.parse_args()
+    for path in (arguments.csv, arguments.images):
+        if not path.exists():
+            parser.error(f"{path}: no such file or folder")
+    if arguments.epochs is not None and arguments.epochs < 1:
+        parser.error("--epochs must be 1 or more")
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
