@@ -154,6 +154,17 @@ def categorize(
             show_default=False,
         ),
     ] = None,
+    pretrain: Annotated[
+        int,
+        typer.Option(
+            "--pretrain",
+            metavar="EPOCHS",
+            min=0,
+            help="Before all else let the network look at the training patients' crops for so many epochs, without any "
+            "label (self-supervised, SwAV; its last stages learn that two views of a lesion belong together). Takes "
+            "minutes. 0: the network stays as ImageNet made it.",
+        ),
+    ] = 0,
     clustering: Annotated[
         str, typer.Option("--clustering", help="spectral on a neighbour graph, or k-means (often less clean).")
     ] = "spectral",
@@ -170,7 +181,8 @@ def categorize(
         str | None,
         typer.Option(
             "--tracking-uri",
-            help="MLflow store for the rounds' figures, e.g. sqlite:///mlruns.db. They are in OUT/rounds.json anyway.",
+            help="MLflow store for the training's figures, e.g. sqlite:///mlruns.db. They are in OUT/rounds.json "
+            "anyway.",
             show_default=False,
         ),
     ] = None,
@@ -181,7 +193,7 @@ def categorize(
     quiet: Quiet = False,
 ) -> None:
     """Find categories of lesions without labels, and show each on a card."""
-    from data_prep.categorize import MiningSettings, run
+    from data_prep.categorize import MiningSettings, PretrainSettings, run
     from data_prep.errors import DataPrepError
 
     if categories != "auto" and not (categories.isdecimal() and int(categories) > 0):
@@ -194,6 +206,7 @@ def categorize(
         categories=count,
         model=model,
         clustering=clustering,
+        pretraining=PretrainSettings(epochs=pretrain) if pretrain else None,
         mining=MiningSettings(rounds=rounds),
         tracking_uri=tracking_uri,
         device=device,

@@ -33,7 +33,7 @@ class Categorizer:
     Attributes:
         crops: what the network must see.
         network: identity of the network that made the features it was fitted on.
-        tail: the network's fine-tuned weights; None where it is ImageNet's.
+        tail: the network's pretrained or fine-tuned weights; None where it is ImageNet's.
         space: features and position -> points.
         clustering: points -> categories.
         names: of the categories.

@@ -39,6 +39,15 @@ def may_be_fitted(lesion: Lesion) -> bool:
     return not lesion.possibly_noisy and (lesion.source != "detector" or lesion.review == "accepted")
 
 
+def require_enough(count: int, categories: int | Literal["auto"]) -> None:
+    """Raise DataPrepError where so few training lesions cannot make the categories asked for."""
+    if count < 2 or (categories != "auto" and count < categories):
+        raise DataPrepError(
+            f"{count} lesions of training patients cannot make {categories} categories; harvest more, or ask "
+            "for fewer --categories, or label with an earlier categoriser: --model FILE"
+        )
+
+
 def fit_categorizer(
     lesions: Sequence[Lesion],
     features: npt.NDArray[np.floating],
@@ -65,7 +74,7 @@ def fit_categorizer(
         weights: of the blocks.
         method: "k-means" or "spectral".
         seed: of the clustering and of the halves.
-        tail: the network's fine-tuned weights, kept in the categoriser.
+        tail: the network's pretrained or fine-tuned weights, kept in the categoriser.
 
     Returns:
         The categoriser, and the stability curve (empty unless ``categories`` is "auto").
@@ -73,11 +82,7 @@ def fit_categorizer(
     Raises:
         DataPrepError: too few lesions for so many categories.
     """
-    if len(lesions) < 2 or (categories != "auto" and len(lesions) < categories):
-        raise DataPrepError(
-            f"{len(lesions)} lesions of training patients cannot make {categories} categories; harvest more, or ask "
-            "for fewer --categories, or label with an earlier categoriser: --model FILE"
-        )
+    require_enough(len(lesions), categories)
     position = positions(lesions)
     space = FeatureSpace.fit(features, position, weights or BlockWeights())
     X = space.transform(features, position)

@@ -163,17 +163,21 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
+def linear_classifier() -> Any:
+    """An unfitted logistic regression on standardised points, with scikit-learn's ``fit`` and ``predict``."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+
+
 def probe(
     X: npt.NDArray[np.floating], types: Sequence[int], patients: Sequence[str], *, kind: Literal["linear", "knn"]
 ) -> float:
     """Accuracy of a classifier of types on (N, D) points, cross-validated over five groups of patients.
 
-    It tells how good the features are, whatever the clustering: "linear" is a logistic regression on standardised
-    points, "knn" the vote of the 10 nearest.
+    It tells how good the features are, whatever the clustering: "linear" is :func:`linear_classifier`, "knn" the vote
+    of the 10 nearest.
     """
-    model: Any = LogisticRegression(C=0.1, max_iter=2000) if kind == "linear" else KNeighborsClassifier(10)
+    model = linear_classifier() if kind == "linear" else KNeighborsClassifier(10)
     truth = np.asarray(types)
     folds = GroupKFold(min(5, len(set(patients))))
-    steps = (StandardScaler(), model) if kind == "linear" else (model,)
-    guess = cross_val_predict(make_pipeline(*steps), X, truth, groups=list(patients), cv=folds)
+    guess = cross_val_predict(model, X, truth, groups=list(patients), cv=folds)
     return float((guess == truth).mean())

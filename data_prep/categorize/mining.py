@@ -1,8 +1,8 @@
 """The mining loop: cluster, teach the network the categories, cluster its new features, until the categories stay.
 
 After Wang et al. (Unsupervised joint mining of deep features and image labels for large-scale radiology image
-categorization and scene recognition, WACV 2017). Every round starts from ImageNet's weights again, so a round depends
-on the labels of the one before and on nothing else.
+categorization and scene recognition, WACV 2017). Every round starts from the same weights again, ImageNet's or
+pretrained ones, so a round depends on the labels of the one before and on nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class MiningSettings:
     """How the loop runs.
 
     Attributes:
-        rounds: at most; 1 clusters ImageNet's features and trains nothing.
+        rounds: at most; 1 clusters the features as they are and trains nothing.
         agreement: the loop stops when two rounds' categories share this normalised mutual information.
         finer: the network also learns a finer k-means clustering, of so many times more categories, where the
             lesions suffice (10 a category); 1 leaves it out.
@@ -67,7 +67,7 @@ class Result:
     """What the loop found.
 
     Attributes:
-        tails: fine-tuned weights of each round; None for round 1, whose network is ImageNet's.
+        tails: fine-tuned weights of each round; None for round 1, whose network is the one the loop started from.
         labels: (N,) categories of each round.
         rounds: what happened.
     """
@@ -78,7 +78,7 @@ class Result:
 
     @property
     def tail(self) -> Tail | None:
-        """The weights of the round taken."""
+        """The weights of the round taken; None where it is the first."""
         return self.tails[self.rounds.taken - 1]
 
 
@@ -114,6 +114,7 @@ def mine(
     settings: MiningSettings | None = None,
     seed: int = 0,
     activations: npt.NDArray[np.float16] | None = None,
+    scratch: Path | None = None,
     report: Callable[[str, Round], None] | None = None,
     progress: bool = True,
 ) -> Result:
@@ -121,19 +122,20 @@ def mine(
 
     Args:
         lesions: N lesions of training patients, all with readable slices.
-        features: (N, 3, width) of ImageNet's network.
+        features: (N, 3, width) by the extractor.
         categories: how many.
         patients: of the lesions.
         images: the images folder.
         folder: for the state: one subfolder a fingerprint, in it one file a round.
-        extractor: ImageNet's network.
+        extractor: the network that every round starts from.
         crops: what it sees.
         weights: of the blocks.
         method: of the clustering.
         settings: of the loop.
         seed: of clustering and training, and of the views.
         activations: the lesions' :func:`~.views.view_activations` where the caller keeps them (several seeds may share
-            them); None: made when first needed, in ``folder``, and removed at the end.
+            them); None: made when first needed, in ``scratch``, and removed at the end.
+        scratch: a file of views that pretraining made of the same lesions, in the same way; None: one in ``folder``.
         report: called with the fingerprint after every round, also after one found in the folder.
 
     Raises:
@@ -146,7 +148,7 @@ def mine(
     decides |= {"weights": asdict(weights), "crops": asdict(crops)}
     mark = fingerprint(features, lesions, patients, extractor, decides)
     state = make_folder(folder / mark[:16])
-    scratch = state / "views.npy"
+    scratch = scratch or state / "views.npy"
     place = positions(lesions)
     done: list[_Done] = []
     stopped = f"{settings.rounds} rounds"

@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from data_prep.atomic import make_folder, write_json
@@ -22,12 +21,14 @@ from data_prep.categorize.cards import draw_cards, make_cards
 from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.clustering import METHODS
 from data_prep.categorize.crops import CropSettings, stated_spacing_mm
-from data_prep.categorize.features import extract
-from data_prep.categorize.fit import fit_categorizer, may_be_fitted, training_patients
-from data_prep.categorize.mining import MiningSettings, Result, mine
+from data_prep.categorize.features import FeatureArray, extract
+from data_prep.categorize.fit import may_be_fitted, training_patients
+from data_prep.categorize.learn import learn
+from data_prep.categorize.mining import MiningSettings
 from data_prep.categorize.names import propose_names
 from data_prep.categorize.page import PAGE_FILE, write_page
-from data_prep.categorize.rounds import Round, Rounds, Tracking, write_rounds
+from data_prep.categorize.pretrain import PretrainSettings
+from data_prep.categorize.rounds import Rounds
 from data_prep.categorize.space import BlockWeights, positions
 from data_prep.categorize.stability import Stability
 from data_prep.category_names import NAMES_FILE, fingerprint, read_names, settle_names
@@ -63,6 +64,7 @@ class CategorizeSummary:
         stability: the curve, where the number of categories was chosen by it.
         uses_position: whether the normalised location takes part.
         repairs: categories that were too small or too large and made anew.
+        pretrained_epochs: of pretraining; 0 without it, and with a given model.
         rounds: of mining; 0 with a given model.
         round_taken: the round whose network made the features; 0 with a given model.
         assumed_spacing: labelled lesions whose image states no pixel spacing, so that a usual one was assumed.
@@ -80,6 +82,7 @@ class CategorizeSummary:
     stability: list[Stability] = field(default_factory=list)
     uses_position: bool
     repairs: int
+    pretrained_epochs: int
     rounds: int
     round_taken: int
     assumed_spacing: int
@@ -102,6 +105,7 @@ def run(
     weights: BlockWeights | None = None,
     device: str | None = None,
     batch_size: int = 96,
+    pretraining: PretrainSettings | None = None,
     mining: MiningSettings | None = None,
     tracking_uri: str | None = None,
 ) -> CategorizeSummary:
@@ -125,8 +129,9 @@ def run(
         weights: of the blocks.
         device: "cpu", "cuda"; None takes the GPU where there is one.
         batch_size: crops at a time.
+        pretraining: of the network's last stages on the fitted lesions' crops, without labels; None leaves it out.
         mining: how the network is fine-tuned on the categories, and for how many rounds.
-        tracking_uri: of an MLflow store for the rounds' figures; None logs none.
+        tracking_uri: of an MLflow store for the figures of pretraining and rounds; None logs none.
 
     Raises:
         DataPrepError: an input is missing or of the wrong kind, or too few lesions are left to fit.
@@ -136,6 +141,8 @@ def run(
         raise DataPrepError(f"the number of categories must be at least 1 or 'auto', got {categories}")
     if clustering not in METHODS:
         raise DataPrepError(f"unknown clustering {clustering!r}; choose {' or '.join(METHODS)}")
+    if model is not None and pretraining is not None:
+        raise DataPrepError("a given --model is used as it is; leave --pretrain out, or fit without --model")
     fitted = None if model is None else Categorizer.load(model)
     refuse_json(lesions)
     rows = read_lesions(lesions)
@@ -157,48 +164,44 @@ def run(
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(left_out.items())) or "the file is empty"
         raise DataPrepError(f"{lesions}: no lesion can be categorised ({reasons})")
 
+    def features_by(network: FeatureExtractor) -> FeatureArray:
+        more = extract(kept, images, network, settings, out / "features", batch_size=batch_size, progress=progress)
+        if len(more.kept) != len(kept):
+            raise DataPrepError(f"{images}: slices changed or vanished during the run; run it again")
+        found.computed += more.computed
+        return more.features
+
     curve: list[Stability] = []
     mined: Rounds | None = None
+    features = found.features
     shown = np.arange(len(kept))
     if fitted is None:
         patient_of = training_patients(rows)
         fit = [i for i, v in enumerate(kept) if v.lesion_id in patient_of and may_be_fitted(v)]
         shown = np.array(fit, dtype=np.intp)
-        to_fit = [kept[i] for i in fit]
-        options: _FitOptions = {
-            "patients": [patient_of[lesion.lesion_id] for lesion in to_fit],
-            "crops": settings,
-            "weights": weights,
-            "method": clustering,
-            "seed": seed,
-            "progress": progress,
-        }
-        fitted, curve = fit_categorizer(
-            to_fit, found.features[shown], categories, network=extractor.identity, **options
+        learnt = learn(
+            kept,
+            shown,
+            features,
+            categories,
+            images=images,
+            out=out,
+            extractor=extractor,
+            features_by=features_by,
+            options={
+                "patients": [patient_of[kept[i].lesion_id] for i in fit],
+                "crops": settings,
+                "weights": weights,
+                "method": clustering,
+                "seed": seed,
+                "progress": progress,
+            },
+            pretraining=pretraining,
+            mining=mining,
+            tracking_uri=tracking_uri,
         )
-        result = _mine(
-            to_fit, found.features[shown], len(fitted.names), images, out, extractor, mining, tracking_uri, options
-        )
-        mined = result.rounds
-        if result.tail is not None:
-            extractor = FeatureExtractor(extractor.device, result.tail)
-            again = extract(
-                kept, images, extractor, settings, out / "features", batch_size=batch_size, progress=progress
-            )
-            if len(again.kept) != len(kept):
-                raise DataPrepError(f"{images}: slices changed or vanished during the run; run it again")
-            again.computed += found.computed
-            again.messages = found.messages
-            found = again
-            fitted, _ = fit_categorizer(
-                to_fit,
-                found.features[shown],
-                len(fitted.names),
-                network=extractor.identity,
-                tail=result.tail,
-                **options,
-            )
-    labels, distances = fitted.assign(found.features, positions(kept))
+        fitted, curve, mined, features = learnt.categorizer, learnt.curve, learnt.rounds, learnt.features
+    labels, distances = fitted.assign(features, positions(kept))
 
     summary = CategorizeSummary(
         lesions=len(rows),
@@ -210,6 +213,7 @@ def run(
         stability=curve,
         uses_position=fitted.space.uses_position,
         repairs=fitted.clustering.repairs,
+        pretrained_epochs=0 if mined is None else len(mined.pretraining),
         rounds=0 if mined is None else len(mined.rounds),
         round_taken=0 if mined is None else mined.taken,
         assumed_spacing=sum(stated_spacing_mm(lesion) is None for lesion in kept),
@@ -218,7 +222,7 @@ def run(
     )
     fitted.save(out / MODEL_FILE)
     some = [kept[i] for i in shown]
-    points = fitted.space.transform(found.features[shown], positions(some))
+    points = fitted.space.transform(features[shown], positions(some))
     note = _write_cards(some, labels[shown], points, fitted, images, model, out)
     if note is not None:
         summary.messages.insert(0, note)
@@ -226,60 +230,6 @@ def run(
     _write_categories(kept, labels.tolist(), distances.tolist(), fitted.names, out)
     summary.seconds = time.monotonic() - started
     return summary
-
-
-class _FitOptions(TypedDict):
-    patients: list[str]
-    crops: CropSettings
-    weights: BlockWeights | None
-    method: str
-    seed: int
-    progress: bool
-
-
-def _mine(
-    lesions: Sequence[Lesion],
-    features: npt.NDArray[np.float16],
-    categories: int,
-    images: Path,
-    out: Path,
-    extractor: FeatureExtractor,
-    settings: MiningSettings | None,
-    tracking_uri: str | None,
-    options: _FitOptions,
-) -> Result:
-    """Run the loop, with its files and its MLflow run."""
-    settings = settings or MiningSettings()
-    tracking: Tracking | None = None
-
-    def report(mark: str, one: Round) -> None:
-        nonlocal tracking
-        if tracking_uri is not None and tracking is None:
-            params: dict[str, object] = {
-                "lesions": len(lesions),
-                "patients": len(set(options["patients"])),
-                "categories": categories,
-            }
-            params |= {"clustering": options["method"], "seed": options["seed"]}
-            tracking = Tracking(tracking_uri, out, mark, params | asdict(settings))
-        if tracking is not None:
-            tracking.log(one)
-
-    result = mine(
-        lesions,
-        features,
-        categories=categories,
-        images=images,
-        folder=out / "mining",
-        extractor=extractor,
-        settings=settings,
-        report=report,
-        **options,
-    )
-    written = write_rounds(result.rounds, out)
-    if tracking is not None:
-        tracking.finish(written, result.rounds)
-    return result
 
 
 def refuse_json(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What happened in the rounds of mining: a JSON file, a plot, and on demand an MLflow run."""
+"""What happened in pretraining and the rounds of mining: a JSON file, a plot, and on demand an MLflow run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -26,7 +27,7 @@ class Round:
     """One round: the clustering of one network's features.
 
     Attributes:
-        number: from 1; round 1 has ImageNet's weights.
+        number: from 1; round 1 has ImageNet's weights, or the pretrained ones.
         agreement: normalised mutual information with the round before; None in round 1.
         rand_index: adjusted Rand index with the round before.
         silhouette: mean silhouette of (at most 2,000 of) the fitted lesions.
@@ -58,11 +59,14 @@ class Rounds:
         taken: number of the round whose network is used.
         stopped: why no round followed, in words.
         rounds: each of them.
+        pretraining: the epochs before round 1, if any; their accuracy is the part of the held-out crops of which two
+            views fall to the same prototype.
     """
 
     taken: int
     stopped: str
     rounds: tuple[Round, ...] = field(default_factory=tuple)
+    pretraining: tuple[Epoch, ...] = ()
 
 
 def write_rounds(rounds: Rounds, folder: Path) -> list[Path]:
@@ -95,23 +99,32 @@ def _plot(rounds: Rounds, path: Path) -> None:
         below = [a + b for a, b in zip(below, heights, strict=True)]
     sizes.set(xlabel="round", ylabel="fitted lesions a category")
     sizes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _draw_losses(losses, [(r.number, r.epochs) for r in rounds.rounds], ("training", "hold-out"), "hold-out accuracy")
+    _draw_losses(losses, [(1, rounds.pretraining)], ("pretraining", "its hold-out"), "its views that agree")
+    losses.set(xlabel="round, by epoch", ylim=(0, None))
+    if losses.lines:
+        losses.legend(fontsize=7)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def _draw_losses(
+    axis: Axes, trainings: Sequence[tuple[int, Sequence[Epoch]]], names: tuple[str, str], accuracy: str
+) -> None:
+    """The epochs that made each round's network, in the unit of the axis that ends at the round's number."""
     at, train, at_held, held, right = [], [], [], [], []
-    for r in rounds.rounds:
-        for index, epoch in enumerate(r.epochs, start=1):
-            at.append(r.number - 1 + index / len(r.epochs))
+    for number, epochs in trainings:
+        for index, epoch in enumerate(epochs, start=1):
+            at.append(number - 1 + index / len(epochs))
             train.append(epoch.training_loss)
             if epoch.holdout_loss is not None and epoch.holdout_accuracy is not None:
                 at_held.append(at[-1])
                 held.append(epoch.holdout_loss)
                 right.append(epoch.holdout_accuracy)
-    losses.plot(at, train, ".-", label="training loss")
-    losses.plot(at_held, held, ".-", label="hold-out loss")
-    losses.plot(at_held, right, ".--", label="hold-out accuracy")
-    losses.set(xlabel="round, by epoch", ylim=(0, None))
     if at:
-        losses.legend(fontsize=7)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+        axis.plot(at, train, ".-", label=f"{names[0]} loss")
+        axis.plot(at_held, held, ".-", label=f"{names[1]} loss")
+        axis.plot(at_held, right, ".--", label=accuracy)
 
 
 class Tracking:
@@ -187,6 +200,22 @@ class Tracking:
             metrics += [Metric(name, float(v), now, step) for name, v in asdict(epoch).items() if v is not None]
         self.client.log_batch(self.run_id, metrics=metrics)
         self.logged.add(one.number)
+
+    def log_pretraining(self, epochs: Sequence[Epoch]) -> None:
+        """Log the epochs before round 1, from step 1, where that was not done yet."""
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        if not epochs or self.client.get_metric_history(self.run_id, "pretraining/training_loss"):
+            return
+        now = get_current_time_millis()
+        metrics = [
+            Metric(f"pretraining/{name}", float(v), now, step)
+            for step, epoch in enumerate(epochs, start=1)
+            for name, v in asdict(epoch).items()
+            if v is not None
+        ]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def finish(self, artifacts: Sequence[Path], rounds: Rounds) -> None:
         """Log the files and close the run."""

@@ -107,7 +107,7 @@ def view_activations(
     Args:
         lesions: N lesions whose slices can be read.
         images: the images folder.
-        extractor: the network with ImageNet's weights.
+        extractor: the network, of which only the trunk takes part.
         crops: what it sees.
         path: an ``.npy`` file, used again where it is there: its folder must name what it is made from.
         views: how many moved ones.

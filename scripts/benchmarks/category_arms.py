@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from benchmarks import rival
 from sklearn.metrics import adjusted_rand_score
 
 from data_prep.archive.png import read_hu
@@ -28,6 +27,7 @@ from data_prep.categorize.fit import may_be_fitted, training_patients
 from data_prep.categorize.judge import FIGURES, in_half, judged, probe
 from data_prep.categorize.mining import MiningSettings, mine
 from data_prep.categorize.pipeline import select
+from data_prep.categorize.pretrain import PretrainSettings, pretrain_once
 from data_prep.categorize.retrieval import judge_retrieval
 from data_prep.categorize.space import BlockWeights, FeatureSpace, positions
 from data_prep.categorize.stability import choose, stability_curve
@@ -116,17 +116,39 @@ def position_alone(data: Data) -> Points:
     return np.nan_to_num((data.position - np.nanmean(known, axis=0)) / np.nanstd(known, axis=0))
 
 
-def loop(data: Data, seed: int, position: float, rounds: int) -> tuple[list[Tail | None], dict[str, Any]]:
-    """The product's mining loop: the networks of its rounds, and what it says of them."""
+def pretrained(data: Data, seed: int) -> Tail:
+    """The product's pretraining, from ImageNet's weights; made once for all arms that start from it."""
     n = data.fitted
-    result = mine(
+    made = pretrain_once(
         data.lesions[:n],
         data.features(None)[:n],
-        LEARNT,
         patients=data.patients,
         images=data.images,
         folder=data.work / "mining",
         extractor=data.extractor,
+        crops=CropSettings(),
+        settings=PretrainSettings(),
+        views=len(data.views) - 1,
+        augmentation=Augmentation(),
+        seed=seed,
+        activations=data.views,
+    )
+    return made.tail
+
+
+def loop(
+    data: Data, seed: int, position: float, rounds: int, start: Tail | None = None
+) -> tuple[list[Tail | None], dict[str, Any]]:
+    """The product's mining loop, from ImageNet's weights or ``start``: the networks of its rounds, and what it says."""
+    n = data.fitted
+    result = mine(
+        data.lesions[:n],
+        data.features(start)[:n],
+        LEARNT,
+        patients=data.patients,
+        images=data.images,
+        folder=data.work / "mining",
+        extractor=data.extractor if start is None else FeatureExtractor(data.extractor.device, start),
         crops=CropSettings(),
         weights=BlockWeights(position=position),
         method="spectral",
@@ -140,7 +162,7 @@ def loop(data: Data, seed: int, position: float, rounds: int) -> tuple[list[Tail
         "agreement": [r.agreement for r in result.rounds.rounds],
         "sizes": [r.sizes for r in result.rounds.rounds],
     }
-    return list(result.tails), said
+    return [start if tail is None else tail for tail in result.tails], said
 
 
 DEFAULT_POSITION = BlockWeights().position
@@ -161,15 +183,10 @@ def run_arm(name: str, data: Data, seed: int, rounds: int) -> dict[str, Any]:
     return done
 
 
-def _of_loop(data: Data, seed: int, rounds: int, position: float) -> dict[str, Any]:
-    tails, said = loop(data, seed, position, rounds)
+def _of_loop(data: Data, seed: int, rounds: int, position: float, start: Tail | None = None) -> dict[str, Any]:
+    tails, said = loop(data, seed, position, rounds, start)
     X = [points(data, data.features(tail), position) for tail in tails]
     return {"points": X[said["taken"] - 1], "rounds": [judge_points(data, one, seed) for one in X], "loop": said}
-
-
-def _of_rival(data: Data, seed: int, rounds: int) -> dict[str, Any]:
-    tail, _ = rival.pretrain(data.views, data.patients, data.extractor, rival.SwavSettings(), seed=seed)
-    return {"points": points(data, data.features(tail), DEFAULT_POSITION)}
 
 
 ARMS: dict[str, Callable[[Data, int, int], dict[str, Any]]] = {
@@ -181,7 +198,12 @@ ARMS: dict[str, Callable[[Data, int, int], dict[str, Any]]] = {
     },
     "loop": lambda data, seed, rounds: _of_loop(data, seed, rounds, 0),
     "loop + position": lambda data, seed, rounds: _of_loop(data, seed, rounds, DEFAULT_POSITION),
-    "rival (SwAV) + position": _of_rival,
+    "rival (SwAV) + position": lambda data, seed, rounds: {
+        "points": points(data, data.features(pretrained(data, seed)), DEFAULT_POSITION)
+    },
+    "SwAV, loop + position": lambda data, seed, rounds: _of_loop(
+        data, seed, rounds, DEFAULT_POSITION, pretrained(data, seed)
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""The mining loop's rival: the same stages of the network, pretrained by contrastive clustering without categories.
+"""Self-supervised pretraining of the network's last stages on the training patients' crops: contrastive clustering.
 
 SwAV (Caron et al., Unsupervised learning of visual features by contrasting cluster assignments, NeurIPS 2020): two
 views of one crop are softly assigned to prototypes that share the crops evenly, and the features of either view learn
@@ -10,28 +10,41 @@ training whole networks on images, whereas here only the last stages learn, on t
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn.functional import log_softmax, normalize
 from tqdm import tqdm
 
-from data_prep.categorize.backbone import FeatureExtractor, Tail
-from data_prep.categorize.crops import SCALES
+from data_prep.atomic import atomic_path, make_folder
+from data_prep.categorize.backbone import FeatureExtractor, Tail, tail_sha256
+from data_prep.categorize.crops import SCALES, CropSettings
 from data_prep.categorize.finetune import Epoch, tail_features
+from data_prep.categorize.mining import fingerprint
 from data_prep.categorize.space import BlockWeights, FeatureSpace
+from data_prep.categorize.views import Augmentation, view_activations
 from data_prep.errors import DataPrepError
+from data_prep.lesion import Lesion
 from data_prep.splits import tuning_patients
+
+FORMAT = 1
+"""Of the pretrained tail's file, and of whatever in this code changes the tail: part of the fingerprint."""
+
+TAIL_FILE = "tail.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class SwavSettings:
+class PretrainSettings:
     """How the network is pretrained; the paper's values, but for what must suit 1,500 lesions and a few epochs.
 
     Attributes:
@@ -127,7 +140,7 @@ def pretrain(
     activations: npt.NDArray[np.float16],
     patients: Sequence[str],
     extractor: FeatureExtractor,
-    settings: SwavSettings,
+    settings: PretrainSettings,
     *,
     seed: int = 0,
     progress: bool = True,
@@ -149,7 +162,7 @@ def pretrain(
         two last views have the same nearest prototype.
 
     Raises:
-        DataPrepError: fewer than two views, or the loss is not finite.
+        DataPrepError: fewer than two views, or than two crops to train on, or the loss is not finite.
     """
     count = len(activations)
     if count < 2:
@@ -158,6 +171,8 @@ def pretrain(
     held = tuning_patients(patients)
     is_held = np.array([patient in held for patient in patients])
     train, holdout = np.flatnonzero(~is_held), np.flatnonzero(is_held)
+    if len(train) < 2:
+        raise DataPrepError(f"{len(train)} lesion is not enough to pretrain on; harvest more, or leave --pretrain out")
     plain = tail_features(activations, extractor, extractor.tail.state_dict())
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = _Network(copy.deepcopy(extractor.tail), plain[train], settings.prototypes, seed).to(device)
@@ -169,15 +184,17 @@ def pretrain(
     )
     batches = max(1, len(train) // settings.batch_size)
     steps = batches * settings.epochs
+    # A warm-up of less than two steps would divide by zero.
+    warm = max(0.1, 2 / (steps + 1))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False
+        optimizer, rates, total_steps=steps + 1, pct_start=warm, cycle_momentum=False
     )
 
     def both(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> torch.Tensor:
         """(2, n, D) points of two views of the rows."""
         views = np.concatenate([activations[first, rows], activations[second, rows]])
-        points: torch.Tensor = network(torch.from_numpy(views).to(device).float())
-        return points.unflatten(0, (2, -1))
+        points: torch.Tensor = network(torch.from_numpy(views).to(device).float()).unflatten(0, (2, -1))
+        return points
 
     def assign(points: torch.Tensor) -> torch.Tensor:
         return sinkhorn(network.cosines(points) / settings.epsilon, settings.iterations)
@@ -216,7 +233,7 @@ def pretrain(
                 bar.update()
             training_loss = float(total) / len(train)
             if not math.isfinite(training_loss):
-                raise DataPrepError("pretraining diverged (its loss is not finite); lower the learning rates")
+                raise DataPrepError("pretraining diverged (its loss is not finite); leave --pretrain out")
             network.eval()
             loss_held, agreeing = judge_holdout()
             epochs.append(Epoch(training_loss, loss_held, agreeing))
@@ -224,3 +241,99 @@ def pretrain(
                 lowest = math.inf if loss_held is None else loss_held
                 best = {name: value.detach().cpu().clone() for name, value in network.tail.state_dict().items()}
     return {name: value.detach().cpu().contiguous() for name, value in best.items()}, epochs
+
+
+# --- once for all runs ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A pretrained network.
+
+    Attributes:
+        tail: its last stages.
+        epochs: of the training, see :func:`pretrain`.
+        scratch: where the views of the lesions lie while they are needed; whoever used them last removes the file.
+    """
+
+    tail: Tail
+    epochs: tuple[Epoch, ...]
+    scratch: Path
+
+
+def pretrain_once(
+    lesions: Sequence[Lesion],
+    features: npt.NDArray[np.float16],
+    *,
+    patients: Sequence[str],
+    images: Path,
+    folder: Path,
+    extractor: FeatureExtractor,
+    crops: CropSettings,
+    settings: PretrainSettings,
+    views: int,
+    augmentation: Augmentation,
+    seed: int = 0,
+    activations: npt.NDArray[np.float16] | None = None,
+    progress: bool = True,
+) -> Pretrained:
+    """Pretrain on lesions' crops, or take what an earlier run with the same input and settings made.
+
+    Args:
+        lesions: N lesions of training patients, all with readable slices.
+        features: (N, 3, width) by the extractor.
+        patients: of the lesions.
+        images: the images folder.
+        folder: for the state: one subfolder a fingerprint, in it the tail's file and, for a while, the views.
+        extractor: where the tail starts.
+        crops: what it sees.
+        settings: of the training.
+        views: moved views of a lesion, 1 or more.
+        augmentation: how they are moved.
+        seed: of training and views.
+        activations: as for :func:`~.mining.mine`: the views where the caller keeps them.
+
+    Raises:
+        DataPrepError: see :func:`pretrain`.
+    """
+    decides: dict[str, object] = {"pretraining_format": FORMAT, "pretraining": asdict(settings)}
+    decides |= {"crops": asdict(crops), "views": views, "augmentation": asdict(augmentation), "seed": seed}
+    mark = fingerprint(features, lesions, patients, extractor, decides)
+    state = make_folder(folder / f"pretrain-{mark[:16]}")
+    path, scratch = state / TAIL_FILE, state / "views.npy"
+    found = _read(path)
+    if found is None:
+        if activations is None:
+            activations = view_activations(
+                lesions,
+                images,
+                extractor,
+                crops,
+                scratch,
+                views=views,
+                augmentation=augmentation,
+                seed=seed,
+                progress=progress,
+            )
+        tail, epochs = pretrain(activations, patients, extractor, settings, seed=seed, progress=progress)
+        found = tail, tuple(epochs)
+        _write(path, *found)
+    return Pretrained(*found, scratch)
+
+
+def _write(path: Path, tail: Tail, epochs: Sequence[Epoch]) -> None:
+    said = {"sha256": tail_sha256(tail), "epochs": [asdict(epoch) for epoch in epochs]}
+    with atomic_path(path) as temporary:
+        save_file(dict(tail), temporary, metadata={"pretraining": json.dumps(said)})
+
+
+def _read(path: Path) -> tuple[Tail, tuple[Epoch, ...]] | None:
+    """A tail that was finished; None where there is none, or a damaged one, which is then made again."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["pretraining"])
+            tail = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        whole = said["sha256"] == tail_sha256(tail)
+        return (tail, tuple(Epoch(**epoch) for epoch in said["epochs"])) if whole else None
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RecursionError):
+        return None

@@ -1,12 +1,8 @@
-"""The mining loop's rival of the category benchmark: Sinkhorn-Knopp, SwAV on stored activations, random body places."""
+"""Self-supervised pretraining: Sinkhorn-Knopp, SwAV on stored activations."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,48 +13,34 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, interpolate
 
 from data_prep.categorize.backbone import FeatureExtractor
+from data_prep.categorize.pretrain import PretrainSettings, pretrain, sinkhorn, swapped_loss
+from data_prep.errors import DataPrepError
 from data_prep.splits import tuning_patients
-
-FILE = Path(__file__).resolve().parents[2] / "scripts" / "benchmarks" / "rival.py"
-
-
-def _load() -> ModuleType:
-    """The benchmark's module, which belongs to no package."""
-    spec = importlib.util.spec_from_file_location("benchmark_rival", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-rival = _load()
 
 # --- Sinkhorn-Knopp ------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True, max_examples=30)
 @given(st.lists(st.floats(-3, 3), min_size=4, max_size=4))
 def test_two_by_two_has_a_closed_form(values: list[float]) -> None:
     """[[a, b], [c, d]] scaled until rows and columns sum to 1 has the diagonal sqrt(ad) / (sqrt(ad) + sqrt(bc))."""
     scores = torch.tensor(values, dtype=torch.float64).reshape(2, 2)
     diagonal = torch.sigmoid((scores[0, 0] + scores[1, 1] - scores[0, 1] - scores[1, 0]) / 2)
     expected = torch.stack([diagonal, 1 - diagonal, 1 - diagonal, diagonal]).reshape(2, 2)
-    torch.testing.assert_close(rival.sinkhorn(scores, 500), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(sinkhorn(scores, 500), expected, atol=1e-6, rtol=0)
 
 
 def test_rows_are_distributions_and_columns_share_evenly() -> None:
     """Whatever the prototypes' popularity; and huge scores do not overflow."""
     scores = torch.randn(2, 60, 12, generator=torch.Generator().manual_seed(0)) * 2 + torch.arange(12)
-    few, many = rival.sinkhorn(scores, 1), rival.sinkhorn(scores.double(), 300)
-    for made in (few, many, rival.sinkhorn(scores * 1000, 3)):
+    few, many = sinkhorn(scores, 1), sinkhorn(scores.double(), 300)
+    for made in (few, many, sinkhorn(scores * 1000, 3)):
         torch.testing.assert_close(made.sum(-1), torch.ones(2, 60, dtype=made.dtype))
     torch.testing.assert_close(many.sum(-2), torch.full((2, 12), 5.0, dtype=torch.float64), atol=1e-4, rtol=0)
     # What multiplies a whole row or column is scaled away, and the rank of equally popular prototypes is kept.
     moved = scores.double() + torch.randn(2, 60, 1) + torch.randn(2, 1, 12)
-    torch.testing.assert_close(rival.sinkhorn(moved, 300), many, atol=1e-4, rtol=0)
-    one_hot = rival.sinkhorn(torch.eye(4) * 100, 3)
+    torch.testing.assert_close(sinkhorn(moved, 300), many, atol=1e-4, rtol=0)
+    one_hot = sinkhorn(torch.eye(4) * 100, 3)
     torch.testing.assert_close(one_hot, torch.eye(4))
 
 
@@ -67,12 +49,12 @@ def test_the_loss_is_the_cross_entropy_with_the_other_view() -> None:
     cosines = torch.rand(2, 7, 5, generator=generator) * 2 - 1
     assignments = torch.rand(2, 7, 5, generator=generator).softmax(-1)
     expected = sum(cross_entropy(cosines[view] / 0.1, assignments[1 - view]) for view in (0, 1)) / 2
-    torch.testing.assert_close(rival.swapped_loss(cosines, assignments, 0.1), expected)
+    torch.testing.assert_close(swapped_loss(cosines, assignments, 0.1), expected)
 
 
 # --- pretraining ---------------------------------------------------------------------------------------------------
 
-SMALL = rival.SwavSettings(epochs=1, batch_size=8, prototypes=4, queue=16)
+SMALL = PretrainSettings(epochs=1, batch_size=8, prototypes=4, queue=16)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +83,7 @@ def test_pretraining_learns_what_the_views_share(
     before = {name: value.clone() for name, value in extractor.tail.state_dict().items()}
     state = torch.get_rng_state()
     chosen = replace(SMALL, epochs=10)
-    tail, epochs = rival.pretrain(activations, patients, extractor, chosen, seed=1, progress=False)
+    tail, epochs = pretrain(activations, patients, extractor, chosen, seed=1, progress=False)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in extractor.tail.state_dict().items())
     assert tail.keys() == before.keys()
@@ -119,33 +101,39 @@ def test_pretraining_is_reproducible_and_keeps_held_out_patients_out(
     assert 2 <= held.sum() <= 24
     other = activations.copy()
     other[:, held] = other[:, held, ::-1] / 2
-    made = [rival.pretrain(a, patients, extractor, SMALL, progress=False) for a in (activations, activations, other)]
+    made = [pretrain(a, patients, extractor, SMALL, progress=False) for a in (activations, activations, other)]
     for tail, _ in made[1:]:
         assert all(torch.equal(tail[name], value) for name, value in made[0][0].items())
     assert made[0][1] == made[1][1]
     assert made[0][1][0].holdout_loss != made[2][1][0].holdout_loss
-    reseeded, _ = rival.pretrain(activations, patients, extractor, SMALL, seed=5, progress=False)
+    reseeded, _ = pretrain(activations, patients, extractor, SMALL, seed=5, progress=False)
     assert any(not torch.equal(reseeded[name], value) for name, value in made[0][0].items())
 
 
 def test_one_patient_has_nobody_held_out_and_one_view_is_refused(
     extractor: FeatureExtractor, activations: npt.NDArray[np.float16]
 ) -> None:
-    _, epochs = rival.pretrain(activations[:2, :12], ["p"] * 12, extractor, SMALL, progress=False)
+    _, epochs = pretrain(activations[:2, :12], ["p"] * 12, extractor, SMALL, progress=False)
     assert (epochs[0].holdout_loss, epochs[0].holdout_accuracy) == (None, None)
-    with pytest.raises(rival.DataPrepError, match="two views"):
-        rival.pretrain(activations[:1], [f"p{n}" for n in range(48)], extractor, SMALL, progress=False)
+    with pytest.raises(DataPrepError, match="two views"):
+        pretrain(activations[:1], [f"p{n}" for n in range(48)], extractor, SMALL, progress=False)
+    with pytest.raises(DataPrepError, match="not enough to pretrain on"):
+        pretrain(activations[:, :2], ["p0", "p1"], extractor, SMALL, progress=False)
     with pytest.raises(ValueError, match="two prototypes"):
-        rival.SwavSettings(prototypes=1)
+        PretrainSettings(prototypes=1)
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_few_steps_are_enough(extractor: FeatureExtractor, activations: npt.NDArray[np.float16], steps: int) -> None:
+    """Also nine, of which a tenth and the warm-up's first step make a warm-up of no length."""
+    _, epochs = pretrain(activations[:, :4], ["p"] * 4, extractor, replace(SMALL, epochs=steps), progress=False)
+    assert len(epochs) == steps
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_pretraining_runs_on_a_gpu(activations: npt.NDArray[np.float16]) -> None:
     patients = [f"p{number}" for number in range(48)]
-    tail, epochs = rival.pretrain(activations, patients, FeatureExtractor("cuda"), SMALL, progress=False)
+    tail, epochs = pretrain(activations, patients, FeatureExtractor("cuda"), SMALL, progress=False)
     assert {value.device.type for value in tail.values()} == {"cpu"}
     assert np.isfinite(epochs[0].training_loss)
-
-
-# --- random places in the body -------------------------------------------------------------------------------------
