@@ -4,6 +4,7 @@
     python scripts/train_weights.py ship WORK CSV IMAGES                  the chosen one: trained at length, the
                                                                           validation patients opened once, put into the
                                                                           bundle's models/ with its card
+    python scripts/train_weights.py show WORK CSV IMAGES                  the shipped weights on a whole series
 
 Each step is a stage of its own: kill it, start it again, it goes on. Run it on an otherwise idle machine.
 """
@@ -16,7 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks.results import RESULTS
-from benchmarks.weights import RECIPES, SHIPPED, ship, try_out
+from benchmarks.weights import LEFT_OUT, RECIPES, SHIPPED, ship, try_out
+from benchmarks.weights_shown import show
 
 
 def recipes(text: str) -> list[str]:
@@ -46,6 +48,9 @@ def main() -> None:
     shipping = what.add_parser("ship", parents=[common], help="train the chosen recipe, judge it, put it in place")
     shipping.add_argument("--recipe", choices=tuple(RECIPES), default=SHIPPED, help="default: %(default)s")
     shipping.set_defaults(run=ship)
+    showing = what.add_parser("show", parents=[common], help="find lesions in a whole series (full-range slices)")
+    showing.add_argument("--series", default=f"{LEFT_OUT[0]}_01_01", help="folder of IMAGES (default: %(default)s)")
+    showing.set_defaults(run=show)
     arguments = parser.parse_args()
     for path in (arguments.csv, arguments.images):
         if not path.exists():
