@@ -7,6 +7,7 @@
     python scripts/benchmark.py categories WORK CSV IMAGES
                                                         mined categories against official types, over seeds
     python scripts/benchmark.py unmarked WORK           remedies for lesions without a mark, and what a review gains
+    python scripts/benchmark.py ablations WORK          the demo's recipe on the phantom, one thing changed at a time
     python scripts/benchmark.py harvest WORK            how fast marks are harvested, in how much memory
     python scripts/benchmark.py detector WORK           how fast the detector is, beside its bare network and others
 
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from benchmarks import categories, detector_speed, harvest, trained_detector, unmarked
+from benchmarks import ablations, categories, detector_speed, harvest, trained_detector, unmarked
 from benchmarks.results import RESULTS
 
 WHAT = {
@@ -30,6 +31,7 @@ WHAT = {
     "harvest": harvest.harvest,
     "detector": detector_speed.detector,
     "unmarked": unmarked.unmarked,
+    "ablations": ablations.ablations,
     "categories": categories.categories,
 }
 
@@ -47,10 +49,12 @@ def main() -> None:
     parser.add_argument(
         "--repetitions", type=int, default=5, help="of each timing (harvest, detector; default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, help="trainings of each arm (default: unmarked 2, categories 5)")
+    parser.add_argument("--seeds", type=int, help="trainings of each arm (default: 2, categories 5)")
     parser.add_argument("--rounds", type=int, default=3, help="of mining (categories; default: %(default)s)")
-    parser.add_argument("--patients", type=int, default=52, help="of the phantom (unmarked; default: %(default)s)")
-    parser.add_argument("--epochs", type=int, help="of each training (unmarked; default: the demo's)")
+    parser.add_argument(
+        "--patients", type=int, default=52, help="of the phantom (unmarked, ablations; default: %(default)s)"
+    )
+    parser.add_argument("--epochs", type=int, help="of each training (unmarked, ablations; default: the demo's)")
     arguments = parser.parse_args()
     if arguments.seeds is None:
         arguments.seeds = 5 if arguments.what == "categories" else 2
@@ -62,8 +66,8 @@ def main() -> None:
         parser.error("harvest needs at least 60 objects, a row and a repetition")
     if arguments.what == "detector" and arguments.repetitions < 1:
         parser.error("detector needs at least one repetition")
-    if arguments.what == "unmarked" and (arguments.patients < 8 or arguments.seeds < 1):
-        parser.error("unmarked needs at least 8 patients and one training of each arm")
+    if arguments.what in ("unmarked", "ablations") and (arguments.patients < 8 or arguments.seeds < 1):
+        parser.error(f"{arguments.what} needs at least 8 patients and one training of each arm")
     WHAT[arguments.what](arguments)
 
 

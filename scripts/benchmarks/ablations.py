@@ -1,0 +1,112 @@
+"""What each part of the recipe is worth, on the phantom: the demo's recipe with one thing changed at a time.
+
+Each arm is a stage of its own: kill it, start it again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import machine, spread, today, write_section
+from benchmarks.trained_detector import arm, evaluated
+from demo import PHANTOM_OPTIONS, Stages, command
+
+MOST_SLICES = 9
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "recipe": ("**the demo's recipe**", {}),
+    "one slice": ("one slice instead of three", {"slices": 1}),
+    "nine slices": ("nine slices", {"slices": MOST_SLICES}),
+    "one window": ("one HU window instead of two", {"windows_hu": [[-175, 275]]}),
+    "no rotation": ("without rotation", {"augmentation#rotation": 0}),
+    "no gamma": ("without gamma", {"augmentation#gamma": 0}),
+    "no scale": ("without scaling", {"augmentation#scale": [1.0, 1.0]}),
+    "no average": ("the last weights instead of their moving average", {"ema_decay": 0.0}),
+    "random weights": ("random weights, nothing frozen", {"pretrained": False}),
+    "dense task": ("with the dense task from the diameters", {"dense_weight": 1.0}),
+    "copy-paste": ("with lesion copy-paste", {"copy_paste": 0.5}),
+    "flip average": ("scores averaged with the mirrored slice's", {"flip_average": True}),
+    "ignore": ("confident findings without a mark ignored", {"unmarked": "ignore"}),
+}
+RATES = ("0.5", "1", "2", "4")
+
+
+def ablations(arguments: argparse.Namespace) -> None:
+    """Train and judge every arm for every seed; the table is written anew after each."""
+    work = arguments.work.resolve()
+    options = {**PHANTOM_OPTIONS, **({"max_epochs": arguments.epochs} if arguments.epochs else {})}
+    stages = Stages(work, {"patients": arguments.patients, "seed": arguments.seed, "options": options})
+    phantom, marks = work / "phantom", work / "datalist.json"
+    images, truth = phantom / "Images_png", phantom / "truth" / "datalist.json"
+    words = ("--patients", arguments.patients, "--seed", arguments.seed)
+    stages.run("phantom", lambda: command("-m", "data_prep", "phantom", phantom, *words))
+    stages.run("lists", lambda: make_lists(work, phantom, marks))
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {name: [] for name in CHANGES}
+    judge = deeper(truth, images, work / "truth.json")
+    for seed in seeds:
+        for name, (_, change) in CHANGES.items():
+            title = f"{name}, seed {seed}"
+            shared = {"judge": judge, "images": images, "seed": seed}
+            test = arm(stages, work, title, train=marks, section="test", **shared, **{**options, **change})  # type: ignore[arg-type]
+            tuning = evaluated(
+                stages, work / title, title, judge, "tuning", dataset_dir=images, seed=seed,
+                tracking_uri=f"sqlite:///{work / 'mlruns.db'}",
+            )  # fmt: skip
+            found[name].append((test, tuning))
+            write(arguments, found, options)
+
+
+def make_lists(work: Path, phantom: Path, marks: Path) -> None:
+    """The bookmarks' datalist, with as many slices as any arm wants; one category."""
+    harvest, images = work / "harvest", phantom / "Images_png"
+    command("-m", "data_prep", "harvest", phantom / "DL_info.csv", "--images", images, "--out", harvest)
+    command(
+        "-m", "data_prep", "datalist", harvest / "lesions.parquet", "--images", images, "--slices", MOST_SLICES,
+        "--out", marks,
+    )  # fmt: skip
+
+
+def deeper(truth: Path, images: Path, target: Path) -> Path:
+    """The truth's datalist with as many slices an item as any arm wants."""
+    from data_prep.archive.png import neighbours
+    from data_prep.atomic import write_json
+
+    content = json.loads(truth.read_text(encoding="utf-8"))
+    for section in ("training", "tuning", "validation", "test"):
+        for item in content[section]:
+            key = item["image"][len(item["image"]) // 2]
+            item["image"] = neighbours(images, key, MOST_SLICES)
+    write_json(target, content)
+    return target
+
+
+def write(
+    arguments: argparse.Namespace,
+    found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]],
+    options: dict[str, Any],
+) -> None:
+    lines = [
+        "| | test: .5 FP | 1 | 2 | 4 | mean | accuracy | tuning: mean |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, (title, _) in CHANGES.items():
+        if done := found[name]:
+            test, tuning = [pair[0] for pair in done], [pair[1] for pair in done]
+            cells = [spread([metrics["froc"][rate]["value"] for metrics in test], 3) for rate in RATES]
+            cells.append(spread([metrics["average_sensitivity"]["value"] for metrics in test], 3))
+            cells.append(spread([metrics["accuracy_at_iou"]["0.5"]["value"] for metrics in test], 3))
+            cells.append(spread([metrics["average_sensitivity"]["value"] for metrics in tuning], 3))
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    first, one = found["recipe"][0]
+    text = (
+        f"Phantom hospital, judged by the full truth: {first['images']} test slices with {first['lesions']} lesions of "
+        f"{first['patients']} patients, {one['images']} tuning slices with {one['lesions']} of {one['patients']}. One "
+        f"category, {options['max_epochs']} epochs, at most {arguments.seeds} seed(s) from {arguments.seed} on; median "
+        "and range. What is on by default is chosen by the tuning patients. With so few patients a difference of a few "
+        f"hundredths says little. Machine: {machine()}. "
+        f"Command: `python scripts/benchmark.py ablations ...`, {today()}."
+    )
+    write_section("ablations", "Phantom: the recipe, part by part", "\n".join([*lines, "", text]), arguments.results)
