@@ -76,7 +76,7 @@ def deeper(truth: Path, images: Path, target: Path) -> Path:
 
     content = json.loads(truth.read_text(encoding="utf-8"))
     for section in ("training", "tuning", "validation", "test"):
-        for item in content[section]:
+        for item in content.get(section, []):
             key = item["image"][len(item["image"]) // 2]
             item["image"] = neighbours(images, key, MOST_SLICES)
     write_json(target, content)

@@ -200,8 +200,9 @@ class Bench:
             f"Phantom hospital, judged by the full truth: {metrics['images']} test slices with {metrics['lesions']} "
             f"lesions. Trained on {len(self.items)} slices for {self.options['max_epochs']} epochs, one category, with "
             f"{len(self.seeds)} seed(s) from {self.arguments.seed} on; median and range. Sensitivity at false "
-            "positives per image, IoU at least .5; mean: of .5 to 4. The last column is about the lesions of the training slices "
-            "that have no mark; its false positives are findings that overlap no mark and hit no lesion.",
+            "positives per image, IoU at least .5; mean: of .5 to 4. The last column is about the lesions of the "
+            "training slices that have no mark; its false positives are findings that overlap no mark and hit no "
+            "lesion.",
             f"Machine: {machine()}. Command: `python scripts/benchmark.py unmarked ...`, {today()}.",
         ]
         if self.notes:
