@@ -87,8 +87,9 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         ``file`` (its name), ``sha256``, ``contract``, ``anchor_sizes``, ``categories``, ``channels``,
         ``convolutions``, ``folded`` (batch norm folded into the convolutions, as in a network trained from ImageNet),
         ``flip_average`` (used in choosing weights and thresholds, see :class:`scripts.network.LesionNet`),
-        ``operating_score``, the score threshold chosen in training (0.05 where none was), and ``operating_points``,
-        those of conformal risk control by their alpha (see :mod:`scripts.conformal`).
+        ``operating_score``, the score threshold chosen in training (0.05 where none was), ``operating_points``, those
+        of conformal risk control by their alpha (see :mod:`scripts.conformal`), and ``across_slices``, the model of
+        :mod:`scripts.across_slices` with its own ``score`` threshold, or None.
 
     Raises:
         BundleError: not a weights file of this bundle, or not the one that was shipped (:func:`check_sum`).
@@ -112,25 +113,29 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         "flip_average": bool(content.get("flip_average", False)),
         "operating_score": 0.05 if score is None else float(score),
         "operating_points": dict(content.get("operating_points") or {}),
+        "across_slices": content.get("across_slices"),
     }
 
 
-def threshold(facts: Mapping[str, Any], score: float | None = None, risk: float | None = None) -> float:
+def threshold(
+    facts: Mapping[str, Any], score: float | None = None, risk: float | None = None, across_slices: bool = False
+) -> float:
     """The score threshold that inference uses.
 
     Args:
         facts: of the weights, see :func:`facts`.
         score: a threshold that the user gives.
         risk: an alpha of conformal risk control, whose threshold is stored with the weights.
+        across_slices: whether the scores are those of the model across slices, which has a threshold of its own.
 
     Returns:
-        ``score``, or else the threshold of ``risk``, or else the one chosen in training.
+        ``score``, or else the threshold of ``risk``, or else the one chosen on the tuning patients.
 
     Raises:
         BundleError: both are given, or the weights have no threshold for this risk.
     """
     if risk is None:
-        return float(facts["operating_score"] if score is None else score)
+        return _default_score(facts, across_slices) if score is None else float(score)
     if score is not None:
         raise BundleError("give --score_threshold or --risk, not both")
     points = facts["operating_points"]
@@ -140,13 +145,32 @@ def threshold(facts: Mapping[str, Any], score: float | None = None, risk: float 
         raise BundleError(
             f"{facts['file']}: no threshold is stored for --risk {risk} ({known}); configs/calibrate.yaml makes one"
         )
+    if bool(point.get("across_slices", False)) != across_slices:
+        made, now = ("with", "without") if not across_slices else ("without", "with")
+        raise BundleError(
+            f"{facts['file']}: the threshold of --risk {risk} was calibrated {made} the model across slices and does "
+            f"not hold {now} it; give --across_slices {not across_slices}, or calibrate anew"
+        )
     return float(point["score"])
 
 
-def thresholds(facts: Mapping[str, Any]) -> dict[str, float]:
-    """All score thresholds stored with the weights, by a name for `metrics.json`."""
-    stored = {"risk " + alpha: float(point["score"]) for alpha, point in sorted(facts["operating_points"].items())}
-    return {"default of inference": float(facts["operating_score"]), **stored}
+def _default_score(facts: Mapping[str, Any], across_slices: bool) -> float:
+    return float(facts["across_slices"]["score"] if across_slices else facts["operating_score"])
+
+
+def thresholds(facts: Mapping[str, Any], across_slices: bool = False) -> dict[str, float]:
+    """The score thresholds stored with the weights, by a name for `metrics.json`.
+
+    Args:
+        facts: of the weights, see :func:`facts`.
+        across_slices: as in :func:`threshold`; those of the other kind of scores are left out.
+    """
+    stored = {
+        "risk " + alpha: float(point["score"])
+        for alpha, point in sorted(facts["operating_points"].items())
+        if bool(point.get("across_slices", False)) == across_slices
+    }
+    return {"default of inference": _default_score(facts, across_slices), **stored}
 
 
 def _alpha(value: Any) -> str:
@@ -165,10 +189,35 @@ def store_operating_point(path: str | PathLike[str], alpha: float, point: Mappin
     points = {key: value for key, value in (content.get("operating_points") or {}).items() if key != _alpha(alpha)}
     if point is not None:
         points[_alpha(alpha)] = dict(point)
+    _replace(path, {**content, "operating_points": points})
+
+
+def store_across_slices(path: str | PathLike[str], model: Mapping[str, Any] | None) -> list[str]:
+    """Keep a model across slices in ``model.pt``, in the place of an earlier one.
+
+    Args:
+        path: of the weights; replaced whole.
+        model: plain values with ``score``, the threshold of its scores; None takes the earlier one out.
+
+    Returns:
+        The alphas whose thresholds of conformal risk control were dropped, because they were chosen on scores that the
+        model, or the lack of it, changes.
+    """
+    content = read(path)
+    if model is None and content.get("across_slices") is None:
+        return []
+    dropped = sorted(content.get("operating_points") or {})
+    kept = {key: value for key, value in content.items() if key not in ("across_slices", "operating_points")}
+    _replace(path, kept if model is None else {**kept, "across_slices": dict(model)})
+    return dropped
+
+
+def _replace(path: str | PathLike[str], content: dict[str, Any]) -> None:
+    """Write ``model.pt`` anew; its sum, where one is stated, is checked before and stated after."""
     named = Path(path).name in _stated(path)
     if named:
         check_sum(path)
-    save(path, {**content, "operating_points": points})
+    save(path, content)
     if named:
         state_sum(path)
 

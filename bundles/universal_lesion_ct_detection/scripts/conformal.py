@@ -129,13 +129,20 @@ class Calibrate:
         alpha: the share of lesions that may be missed.
         section: of the datalist the results are of, see `check`.
         datalist_sha256: of the datalist, kept along.
+        across_slices: whether the scores are those of the model across slices, kept along.
     """
 
     def __init__(
-        self, path: str | PathLike[str], metrics: DetectionMetrics, alpha: float, section: str, datalist_sha256: str
+        self,
+        path: str | PathLike[str],
+        metrics: DetectionMetrics,
+        alpha: float,
+        section: str,
+        datalist_sha256: str,
+        across_slices: bool = False,
     ) -> None:
         self.path, self.metrics, self.alpha = path, metrics, alpha
-        self.section, self.datalist_sha256 = section, datalist_sha256
+        self.section, self.datalist_sha256, self.across_slices = section, datalist_sha256, across_slices
 
     def attach(self, engine: Engine) -> None:
         if distributed.is_main():
@@ -160,6 +167,7 @@ class Calibrate:
             **asdict(found),
             "chosen_on": f"{self.section} patients",
             "datalist_sha256": self.datalist_sha256,
+            "across_slices": self.across_slices,
             "statement": statement,
         }
         checkpoint.store_operating_point(self.path, self.alpha, point)

@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch.utils.data import Dataset
 
+from scripts.across_slices import SecondStage, rescore_series
 from scripts.contract import InputContract, bracket
 from scripts.evaluation import write_json
 from scripts.frames import px_to_lps
@@ -72,6 +73,7 @@ class WriteDetections:
         model: facts about the weights (file, hash), written along.
         window_hu: HU shown as black and white in the overlays.
         pictures: overlay pictures of at most this many slices, those with the highest scores.
+        second_stage: gives the findings new scores by the slices around them; None: they keep theirs.
     """
 
     def __init__(
@@ -83,10 +85,12 @@ class WriteDetections:
         model: dict[str, Any] | None = None,
         window_hu: Sequence[float] = (-175.0, 275.0),
         pictures: int = 12,
+        second_stage: SecondStage | None = None,
     ) -> None:
         self.output_dir, self.dataset, self.categories = Path(output_dir), dataset, list(categories)
         self.score_threshold, self.model, self.pictures = score_threshold, model or {}, pictures
         self.window_hu = (float(window_hu[0]), float(window_hu[1]))
+        self.second_stage = second_stage
         self.found: dict[int, dict[str, Any]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -96,8 +100,17 @@ class WriteDetections:
 
     def _collect(self, engine: Engine) -> None:
         for item in engine.state.output:  # type: ignore[union-attr]
-            keep = item["score"] >= self.score_threshold
-            self.found[item["slice_index"]] = {key: item[key][keep] for key in ("box_px", "score", "class")}
+            self.found[item["slice_index"]] = {key: item[key] for key in ("box_px", "score", "class")}
+
+    def _kept(self) -> dict[int, dict[str, Any]]:
+        """Slice number -> the findings that are written."""
+        found = self.found
+        if self.second_stage is not None:
+            found = rescore_series(found, self.dataset.volume.spacing_mm[2], self.second_stage)
+        return {
+            index: {key: values[item["score"] >= self.score_threshold] for key, values in item.items()}
+            for index, item in found.items()
+        }
 
     def finding(self, volume: Volume, index: int, box_px: Any, score: float, label: int) -> dict[str, Any]:
         """One entry of ``detections.json``; boxes and slice numbers in the file's own grid."""
@@ -117,11 +130,11 @@ class WriteDetections:
         }
 
     def _write(self, engine: Engine) -> None:
-        volume = self.dataset.volume
+        volume, kept = self.dataset.volume, self._kept()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         findings = [
             self.finding(volume, index, box, score, label)
-            for index, found in sorted(self.found.items())
+            for index, found in sorted(kept.items())
             for box, score, label in zip(found["box_px"], found["score"], found["class"], strict=True)
         ]
         columns, rows, slices = volume.file_shape
@@ -147,15 +160,13 @@ class WriteDetections:
                 ],
             },
         )
-        best = sorted(
-            (i for i in self.found if len(self.found[i]["score"])), key=lambda i: -self.found[i]["score"].max()
-        )
+        best = sorted((i for i in kept if len(kept[i]["score"])), key=lambda i: -kept[i]["score"].max())
         panels = [
             Panel(
                 volume.hu[:, :, i].T,
                 None,
-                self.found[i]["box_px"],
-                self.found[i]["score"],
+                kept[i]["box_px"],
+                kept[i]["score"],
                 f"slice {i + 1} of {len(self.dataset)}",
             )
             for i in sorted(best[: self.pictures])
