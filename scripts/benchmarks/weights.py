@@ -174,13 +174,14 @@ def ship(arguments: argparse.Namespace) -> None:
 
 
 def install(weights: Path, models: Path) -> None:
-    """Copy the weights into the bundle, with their hash beside them."""
+    """Copy the weights into the bundle, with their hash beside them, readable by all."""
     models.mkdir(exist_ok=True)
     target = models / "model.pt"
     with atomic_path(target) as temporary:
         shutil.copyfile(weights, temporary)
     target.chmod(0o644)
     command("-c", f"from scripts.checkpoint import state_sum; state_sum({str(target)!r})", cwd=BUNDLE)
+    (models / "SHA256SUMS").chmod(0o644)
 
 
 def opening(record: Path, weights: Path, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
