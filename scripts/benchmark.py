@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks import ablations, categories, detector_speed, harvest, trained_detector, unmarked
+from benchmarks.choices import positive
 from benchmarks.results import RESULTS
 
 WHAT = {
@@ -45,29 +46,25 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
     parser.add_argument("--objects", type=int, default=20_000, help="files to harvest (harvest; default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the CSV (harvest; default: %(default)s)")
+    parser.add_argument("--rows", type=positive, default=10**6, help="rows of the CSV (harvest; default: %(default)s)")
     parser.add_argument(
-        "--repetitions", type=int, default=5, help="of each timing (harvest, detector; default: %(default)s)"
+        "--repetitions", type=positive, default=5, help="of each timing (harvest, detector; default: %(default)s)"
     )
-    parser.add_argument("--seeds", type=int, help="trainings of each arm (default: 2, categories 5)")
-    parser.add_argument("--rounds", type=int, default=3, help="of mining (categories; default: %(default)s)")
+    parser.add_argument("--seeds", type=positive, help="trainings of each arm (default: 2, categories 5)")
+    parser.add_argument("--rounds", type=positive, default=3, help="of mining (categories; default: %(default)s)")
     parser.add_argument(
         "--patients", type=int, default=52, help="of the phantom (unmarked, ablations; default: %(default)s)"
     )
-    parser.add_argument("--epochs", type=int, help="of each training (unmarked, ablations; default: the demo's)")
+    parser.add_argument("--epochs", type=positive, help="of each training (unmarked, ablations; default: the demo's)")
     arguments = parser.parse_args()
     if arguments.seeds is None:
         arguments.seeds = 5 if arguments.what == "categories" else 2
     if arguments.what in ("real", "categories") and (arguments.csv is None or arguments.images is None):
         parser.error(f"{arguments.what} needs CSV and IMAGES")
-    if arguments.what == "categories" and (arguments.seeds < 1 or arguments.rounds < 1):
-        parser.error("categories needs at least one seed and one round")
-    if arguments.what == "harvest" and (arguments.objects < 60 or arguments.rows < 1 or arguments.repetitions < 1):
-        parser.error("harvest needs at least 60 objects, a row and a repetition")
-    if arguments.what == "detector" and arguments.repetitions < 1:
-        parser.error("detector needs at least one repetition")
-    if arguments.what in ("unmarked", "ablations") and (arguments.patients < 8 or arguments.seeds < 1):
-        parser.error(f"{arguments.what} needs at least 8 patients and one training of each arm")
+    if arguments.what == "harvest" and arguments.objects < 60:
+        parser.error("harvest needs at least 60 objects")
+    if arguments.what in ("unmarked", "ablations") and arguments.patients < 8:
+        parser.error(f"{arguments.what} needs at least 8 patients")
     WHAT[arguments.what](arguments)
 
 

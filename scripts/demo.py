@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundles" / "universal_lesion_ct_detection"
-
-# Training frees and takes large blocks all the time; huge pages that glibc keeps make it half as fast again on a CPU.
-GLIBC_TUNABLES = (
-    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
-    "glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=268435456"
-)
-
-# What differs from configs/train.yaml. The phantom's slices are 256 px; the real ones are too many for 512 px on a CPU.
-PHANTOM_OPTIONS = {
-    "size": 256, "windows_hu": [[-175, 275], [-1350, 150]], "max_epochs": 20, "val_interval": 10, "ema_decay": 0.99,
-    "learning_rate": 0.002, "body_learning_rate": 0.001,
-}  # fmt: skip
-REAL_OPTIONS = {"size": 384, "channels": 64, "max_epochs": 4, "val_interval": 2, "ema_decay": 0.995}
+from stages import PHANTOM_OPTIONS, REAL_OPTIONS, Stages, bundle, data_step
 
 
 def parse() -> argparse.Namespace:
@@ -47,52 +29,6 @@ def parse() -> argparse.Namespace:
         if path is not None and not path.exists():
             parser.error(f"{path}: no such file or folder")
     return arguments
-
-
-class Stages:
-    """Runs each stage once; a finished one leaves a marker, so that a killed demo goes on after it."""
-
-    def __init__(self, workdir: Path, settings: dict[str, object]) -> None:
-        self.workdir = workdir
-        self.markers = workdir / ".stages"
-        try:
-            self.markers.mkdir(parents=True, exist_ok=True)
-            (self.markers / "write-test").touch()
-            (self.markers / "write-test").unlink()
-        except OSError as error:
-            raise SystemExit(f"{workdir}: cannot write into this folder ({error.strerror})") from error
-        known = self.markers / "settings.json"
-        if known.exists() and json.loads(known.read_text()) != settings:
-            raise SystemExit(f"{workdir} holds work with other options; give another WORKDIR or delete this one")
-        known.write_text(json.dumps(settings))
-        self.did_something = False
-
-    def run(self, name: str, work: Callable[[], None]) -> None:
-        marker = self.markers / name
-        if marker.exists():
-            print(f"== {name}: done before ({marker.read_text()})", flush=True)
-            return
-        print(f"== {name}", flush=True)
-        started = time.monotonic()
-        work()
-        marker.write_text(f"took {time.monotonic() - started:.0f} s")
-        self.did_something = True
-
-
-def command(*words: object, cwd: Path = ROOT) -> None:
-    """Run a command of ours with its progress bars; a failure ends the demo with the command's own message."""
-    environment = os.environ | {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", GLIBC_TUNABLES), "MPLBACKEND": "Agg"}
-    code = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment).returncode
-    if code:
-        raise SystemExit(f"stopped: {' '.join(map(str, words[:4]))} ... ended with code {code}; start again to go on")
-
-
-def bundle(*configs: str, **options: object) -> None:
-    names = [f"configs/{name}.yaml" for name in configs]
-    words = [word for key, value in options.items() for word in (f"--{key}", value)]
-    command(
-        "-m", "monai.bundle", "run", "--config_file", names[0] if len(names) == 1 else repr(names), *words, cwd=BUNDLE
-    )
 
 
 def main() -> None:
@@ -122,34 +58,19 @@ def main() -> None:
     }  # fmt: skip
 
     if not real:
-        stages.run(
-            "phantom",
-            lambda: command(
-                "-m", "data_prep", "phantom", phantom, "--patients", arguments.patients, "--seed", arguments.seed
-            ),
-        )
-    stages.run("harvest", lambda: command("-m", "data_prep", "harvest", source, "--images", images, "--out", harvest))
-    lesions = harvest / "lesions.parquet"
-    stages.run(
-        "categorize", lambda: command("-m", "data_prep", "categorize", lesions, "--images", images, "--out", categories)
-    )
-    stages.run(
-        "datalist",
-        lambda: command(
-            "-m", "data_prep", "datalist", lesions, "--categories", categories / "categories.parquet",
-            "--images", images, "--out", datalist,
-        ),
-    )  # fmt: skip
-    stages.run("train", lambda: bundle("train", datalist=datalist, **common, **options))
-    stages.run("evaluate", lambda: bundle("train", "evaluate", datalist=truth, **common))
+        stages.run("phantom", data_step, "phantom", phantom, patients=arguments.patients, seed=arguments.seed)
+    stages.run("harvest", data_step, "harvest", source, images=images, out=harvest)
+    lesions, found = harvest / "lesions.parquet", categories / "categories.parquet"
+    stages.run("categorize", data_step, "categorize", lesions, images=images, out=categories)
+    stages.run("datalist", data_step, "datalist", lesions, categories=found, images=images, out=datalist)
+    stages.run("train", bundle, "train", datalist=datalist, **common, **options)
+    stages.run("evaluate", bundle, "train", "evaluate", datalist=truth, **common)
     series = None if real else unseen_series(phantom)
     if series is not None:
         stages.run(
-            "inference",
-            lambda: bundle(
-                "inference", dataset_dir=series, output_dir=work / "inference", ckpt_path=output / "model.pt"
-            ),
-        )
+            "inference", bundle, "inference", dataset_dir=series, output_dir=work / "inference",
+            ckpt_path=output / "model.pt",
+        )  # fmt: skip
     summary = table(harvest, categories, output / "evaluation" / "validation" / "metrics.json", real)
     (work / "summary.txt").write_text(summary + "\n", encoding="utf-8")
     if not stages.did_something:

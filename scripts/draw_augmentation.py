@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -21,13 +20,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
+from stages import BUNDLE, data_step
 
-ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundles" / "universal_lesion_ct_detection"
 sys.path.insert(0, str(BUNDLE))  # its package is ``scripts``
-from scripts.contract import make  # noqa: E402
-from scripts.copy_paste import LesionPool, RandPasteLesion  # noqa: E402
-from scripts.transforms import ApplyContractd, LoadSlicesd, RandAugmentLesiond  # noqa: E402
+from scripts.contract import make
+from scripts.copy_paste import LesionPool, RandPasteLesion
+from scripts.transforms import ApplyContractd, LoadSlicesd, RandAugmentLesiond
 
 SIZE, ROWS, COLUMNS = 256, 3, 5
 COLOURS = ("#ffb000", "#35b6ff", "#7cff4f", "#ff6fb5")
@@ -40,8 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = ConfigParser.load_config_file(BUNDLE / "configs" / "train.yaml")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "data_prep", "phantom", folder, "--patients", "2"]
-        subprocess.run([*command, "--seed", str(arguments.seed)], cwd=ROOT, check=True)
+        data_step("phantom", folder, patients=2, seed=arguments.seed)
         draw(Path(folder), settings, arguments.seed, arguments.picture)
     print(f"wrote {arguments.picture}")
 

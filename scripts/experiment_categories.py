@@ -17,45 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks.category_experiment import ARMS, DEFAULT_ARMS, Experiment
+from benchmarks.choices import minutes, positive, sizes, some_of
 from benchmarks.results import RESULTS
 
-
-def arms(text: str) -> list[str]:
-    """Names of arms; the single class, which the others are compared with, always takes part."""
-    names = text.split(",")
-    unknown = [name for name in names if name not in ARMS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown arm {unknown[0]!r}; choose of {', '.join(ARMS)}")
-    return [name for name in ARMS if name in ("single", *names)]
-
-
-def sizes(text: str) -> list[float]:
-    """Shares of the training patients, all of them first; 1 always takes part."""
-    try:
-        shares = {float(word) for word in text.split(",")} | {1.0}
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of shares such as 0.25,0.5,1") from error
-    if not all(0 < share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError("shares are above 0 and at most 1")
-    return sorted(shares, reverse=True)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 up."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
-
-
-def minutes(text: str) -> float:
-    """More than none."""
-    try:
-        value = float(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes") from error
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("minutes must be more than 0")
-    return value
+arms = some_of("arm", ARMS)
 
 
 def main() -> None:

@@ -16,18 +16,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from benchmarks.choices import positive, some_of
 from benchmarks.results import RESULTS
 from benchmarks.weights import LEFT_OUT, RECIPES, SHIPPED, ship, try_out
 from benchmarks.weights_shown import show
-
-
-def recipes(text: str) -> list[str]:
-    """Names of recipes; the first of all, which the others differ from, always takes part."""
-    names = text.split(",")
-    unknown = [name for name in names if name not in RECIPES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown recipe {unknown[0]!r}; choose of {', '.join(RECIPES)}")
-    return [name for name in RECIPES if name in (next(iter(RECIPES)), *names)]
 
 
 def main() -> None:
@@ -38,11 +30,10 @@ def main() -> None:
     common.add_argument("csv", type=Path, help="DL_info.csv")
     common.add_argument("images", type=Path, help="its Images_png")
     common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--epochs", type=int, help="of each training")
+    common.add_argument("--epochs", type=positive, help="of each training")
     trying = what.add_parser("try", parents=[common], help="recipes side by side, judged on the tuning patients")
-    trying.add_argument(
-        "--recipes", type=recipes, default=list(RECIPES), help=f"of {', '.join(RECIPES)} (default: all)"
-    )
+    recipes, told = some_of("recipe", RECIPES), f"of {', '.join(RECIPES)} (default: all)"
+    trying.add_argument("--recipes", type=recipes, default=list(RECIPES), help=told)
     trying.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
     trying.set_defaults(run=try_out)
     shipping = what.add_parser("ship", parents=[common], help="train the chosen recipe, judge it, put it in place")
@@ -55,8 +46,6 @@ def main() -> None:
     for path in (arguments.csv, arguments.images):
         if not path.exists():
             parser.error(f"{path}: no such file or folder")
-    if arguments.epochs is not None and arguments.epochs < 1:
-        parser.error("--epochs must be 1 or more")
     arguments.run(arguments)
 
 

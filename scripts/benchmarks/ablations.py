@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import machine, spread, today, write_section
-from benchmarks.trained_detector import arm, evaluated
-from demo import PHANTOM_OPTIONS, Stages, command
+from benchmarks.runs import judged_twice
+from stages import PHANTOM_OPTIONS, Stages, data_step
 
 MOST_SLICES = 9
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -40,33 +40,25 @@ def ablations(arguments: argparse.Namespace) -> None:
     stages = Stages(work, {"patients": arguments.patients, "seed": arguments.seed, "options": options})
     phantom, marks = work / "phantom", work / "datalist.json"
     images, truth = phantom / "Images_png", phantom / "truth" / "datalist.json"
-    words = ("--patients", arguments.patients, "--seed", arguments.seed)
-    stages.run("phantom", lambda: command("-m", "data_prep", "phantom", phantom, *words))
-    stages.run("lists", lambda: make_lists(work, phantom, marks))
+    stages.run("phantom", data_step, "phantom", phantom, patients=arguments.patients, seed=arguments.seed)
+    stages.run("lists", make_lists, work, phantom, marks)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {name: [] for name in CHANGES}
     judge = deeper(truth, images, work / "truth.json")
     for seed in seeds:
         for name, (_, change) in CHANGES.items():
             title = f"{name}, seed {seed}"
-            shared = {"judge": judge, "images": images, "seed": seed}
-            test = arm(stages, work, title, train=marks, section="test", **shared, **{**options, **change})  # type: ignore[arg-type]
-            tuning = evaluated(
-                stages, work / title, title, judge, "tuning", dataset_dir=images, seed=seed,
-                tracking_uri=f"sqlite:///{work / 'mlruns.db'}",
-            )  # fmt: skip
-            found[name].append((test, tuning))
+            recipe = {**options, **change}
+            pair = judged_twice(stages, work, title, train=marks, judge=judge, images=images, seed=seed, **recipe)
+            found[name].append(pair)
             write(arguments, found, options)
 
 
 def make_lists(work: Path, phantom: Path, marks: Path) -> None:
     """The bookmarks' datalist, with as many slices as any arm wants; one category."""
     harvest, images = work / "harvest", phantom / "Images_png"
-    command("-m", "data_prep", "harvest", phantom / "DL_info.csv", "--images", images, "--out", harvest)
-    command(
-        "-m", "data_prep", "datalist", harvest / "lesions.parquet", "--images", images, "--slices", MOST_SLICES,
-        "--out", marks,
-    )  # fmt: skip
+    data_step("harvest", phantom / "DL_info.csv", images=images, out=harvest)
+    data_step("datalist", harvest / "lesions.parquet", images=images, slices=MOST_SLICES, out=marks)
 
 
 def deeper(truth: Path, images: Path, target: Path) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from benchmarks import category_arms as arms
 from benchmarks.results import machine, today, write_section
-from demo import command
+from stages import data_step
 
 from data_prep.categorize.backbone import FeatureExtractor
 from data_prep.categorize.clustering import fit_clustering
@@ -39,16 +39,15 @@ LOOPS = ("loop", MINED, PRETRAINED_MINED)
 
 def categories(arguments: argparse.Namespace) -> None:
     """Measure and write the sections ``categories`` and ``categories-phantom``."""
-    work = arguments.work.resolve()
+    work, images = arguments.work.resolve(), arguments.images.resolve()
     lesions = work / "harvest" / "lesions.parquet"
     if not lesions.is_file():
-        command("-m", "data_prep", "harvest", arguments.csv.resolve(), "--images", arguments.images.resolve(),
-                "--out", lesions.parent)  # fmt: skip
-    data = arms.load(lesions, arguments.images.resolve(), work, None)
+        data_step("harvest", arguments.csv.resolve(), images=images, out=lesions.parent)
+    data = arms.load(lesions, images, work, None)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     cards = work / "categories"
     if not (cards / "categories.parquet").is_file():
-        command("-m", "data_prep", "categorize", lesions, "--images", arguments.images.resolve(), "--out", cards)
+        data_step("categorize", lesions, images=images, out=cards)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms.ARMS}
     for seed in seeds:
         for name, done in found.items():
@@ -208,9 +207,8 @@ def _phantom(work: Path, seed: int) -> str:
     """Whether planted kinds are found again, also where a tenth of the training boxes lies anywhere."""
     folder, harvest = work / "phantom", work / "phantom-harvest"
     if not (harvest / "lesions.parquet").is_file():
-        command("-m", "data_prep", "phantom", folder, "--patients", PHANTOM_PATIENTS, "--seed", seed)
-        command("-m", "data_prep", "harvest", folder / "DL_info.csv", "--images", folder / "Images_png",
-                "--out", harvest)  # fmt: skip
+        data_step("phantom", folder, patients=PHANTOM_PATIENTS, seed=seed)
+        data_step("harvest", folder / "DL_info.csv", images=folder / "Images_png", out=harvest)
     lesions, _ = select(read_lesions(harvest / "lesions.parquet"))
     kinds = planted_kinds(lesions, folder / "truth" / "datalist.json")
     clean = _planted(lesions, kinds, folder / "Images_png", work, seed)

@@ -12,7 +12,6 @@ import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ import numpy as np
 from benchmarks.category_report import Finished, section
 from benchmarks.gains import Run
 from benchmarks.results import write_section
-from benchmarks.trained_detector import arm
-from demo import PHANTOM_OPTIONS, REAL_OPTIONS, Stages, command
+from benchmarks.runs import arm
+from stages import PHANTOM_OPTIONS, REAL_OPTIONS, Stages, command, data_step
 
 from data_prep.atomic import write_json
 from data_prep.lesion import Lesion, read_lesions, write_lesions
@@ -212,19 +211,13 @@ class Experiment:
 
     def prepare(self) -> None:
         """The marks, the categories of each arm, and the list that judges."""
-        seed, images = self.arguments.seed, self.images
         if not self.real:
-            words = ("--patients", self.arguments.patients, "--seed", seed)
-            self.stages.run("phantom", lambda: command("-m", "data_prep", "phantom", self.source.parent, *words))
-        self.stages.run(
-            "harvest",
-            lambda: command(
-                "-m", "data_prep", "harvest", self.source, "--images", images, "--out", self.work / "harvest"
-            ),
-        )
+            phantom, patients = self.source.parent, self.arguments.patients
+            self.stages.run("phantom", data_step, "phantom", phantom, patients=patients, seed=self.arguments.seed)
+        self.stages.run("harvest", data_step, "harvest", self.source, images=self.images, out=self.lesions.parent)
         for name in dict.fromkeys(["mined", *(ARMS[name].categories for name in self.arguments.arms)]):
-            self.stages.run(f"categories: {name}", partial(self.mine, name))
-            self.stages.run(f"datalist: {name}", partial(self.datalist, self.lesions, name, name))
+            self.stages.run(f"categories: {name}", self.mine, name)
+            self.stages.run(f"datalist: {name}", self.datalist, self.lesions, name, name)
             if not same_lesions(self.content("mined"), self.content(name)):
                 raise SystemExit(f"stopped: {self.file(name)} has other lesions than {self.file('mined')}")
         if not self.real:
@@ -238,17 +231,14 @@ class Experiment:
             shutil.copytree(known, out / "features", dirs_exist_ok=True)
         number = next(arm.number for arm in ARMS.values() if arm.categories == name)
         rounds = 1 if name == "first" else self.arguments.rounds
-        command(
-            "-m", "data_prep", "categorize", self.lesions, "--images", self.images, "--out", out,
-            "--categories", number, "--rounds", rounds, "--seed", self.arguments.seed,
+        data_step(
+            "categorize", self.lesions, images=self.images, out=out,
+            categories=number, rounds=rounds, seed=self.arguments.seed,
         )  # fmt: skip
 
     def datalist(self, lesions: Path, categories: str, name: str) -> None:
         found = self.work / "categories" / categories / "categories.parquet"
-        command(
-            "-m", "data_prep", "datalist", lesions, "--categories", found, "--images", self.images,
-            "--out", self.file(name),
-        )  # fmt: skip
+        data_step("datalist", lesions, categories=found, images=self.images, out=self.file(name))
 
     def judge_of_truth(self) -> None:
         """Every lesion of the test slices, marked or not, with the mined category it would have."""
@@ -257,10 +247,8 @@ class Experiment:
         lesions = self.work / "categories" / "truth" / "lesions.parquet"
         lesions.parent.mkdir(parents=True, exist_ok=True)
         write_lesions(rows, lesions)
-        command(
-            "-m", "data_prep", "categorize", lesions, "--images", self.images, "--out", lesions.parent,
-            "--model", self.work / "categories" / "mined" / "categorizer.safetensors",
-        )  # fmt: skip
+        model = self.work / "categories" / "mined" / "categorizer.safetensors"
+        data_step("categorize", lesions, images=self.images, out=lesions.parent, model=model)
         self.datalist(lesions, "truth", "truth")
 
     def file(self, name: str) -> Path:
@@ -282,7 +270,7 @@ class Experiment:
         if kind.shuffled or size < 1:
             train = self.file(title)
             made = shuffled_labels(content, seed) if kind.shuffled else content
-            self.stages.run(f"{title}: list", lambda: write_json(train, made))
+            self.stages.run(f"{title}: list", write_json, train, made)
         # As many steps and looks at the tuning patients as with all patients.
         often = len(whole["training"]) / len(content["training"])
         schedule = {key: max(1, round(self.options[key] * often)) for key in ("max_epochs", "val_interval")}
@@ -291,10 +279,8 @@ class Experiment:
             section=self.section, single_class=kind.single_class, **{**self.options, **schedule},
         )  # fmt: skip
         home, program = self.work / "runs" / title, Path(__file__).with_name("replicates.py")
-        self.stages.run(
-            f"{title}: replicates",
-            lambda: command(program, self.evaluation(home), self.judge, self.section, home / "replicates.npz"),
-        )
+        words = (self.evaluation(home), self.judge, self.section, home / "replicates.npz")
+        self.stages.run(f"{title}: replicates", command, program, *words)
         facts = {"size": size, "arm": name, "seed": seed, "slices": len(content["training"])}
         write_json(home / "run.json", facts)
         return home

@@ -1,6 +1,8 @@
 """The timings of the detector, in a process of its own on two cores; prints JSON. See detector_speed.py.
 
-python scripts/benchmarks/detector_probe.py WORK REPETITIONS SEED SLICE SLICE SLICE ...
+python scripts/benchmarks/detector_probe.py SERIES REPETITIONS SEED SLICE SLICE SLICE ...
+
+SERIES is a NIfTI file of the slices.
 """
 
 from __future__ import annotations
@@ -155,10 +157,8 @@ def selection(device: Any, repetitions: int) -> dict[str, Timings]:
     return found
 
 
-def forward_paths(device: Any, work: Path, slices: list[Path], repetitions: int) -> dict[str, Timings]:
+def forward_paths(device: Any, series: Path, slices: list[Path], repetitions: int) -> dict[str, Timings]:
     """Batch 1: the bare network, the whole path over a series, and the rivals' forward paths."""
-    import nibabel as nib
-    import numpy as np
     import torch
     from monai.data import DataLoader
     from scripts.contract import make
@@ -167,9 +167,6 @@ def forward_paths(device: Any, work: Path, slices: list[Path], repetitions: int)
     from scripts.training import collate
     from scripts.transforms import read_slice
 
-    series = work / "series.nii"
-    hu = np.stack([read_slice(path) for path in slices], axis=-1).astype(np.int16)
-    nib.Nifti1Image(hu, np.diag([-0.8, -0.8, 5.0, 1.0])).to_filename(series)
     dataset = SeriesDataset(series, make(3, [WINDOW_HU], SIZE), progress=False)
     loader = DataLoader(dataset, batch_size=1, num_workers=0, collate_fn=collate)  # as configs/inference.yaml
     image = dataset[len(slices) // 2]["image"][None].to(device, memory_format=torch.channels_last)
@@ -292,7 +289,7 @@ def augmentation(slices: list[Path], repetitions: int) -> Timings:
 
 
 def main() -> None:
-    work, repetitions, seed, *paths = sys.argv[1:]
+    series, repetitions, seed, *paths = sys.argv[1:]
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     import torch
@@ -305,7 +302,7 @@ def main() -> None:
         device = torch.device(name)
         found[name] = {
             "selection": selection(device, min(3, int(repetitions))),
-            "forward": forward_paths(device, Path(work), slices, int(repetitions)),
+            "forward": forward_paths(device, Path(series), slices, int(repetitions)),
             "training": training(device, int(repetitions)),
         }
         print(f"{name}: measured", file=sys.stderr, flush=True)

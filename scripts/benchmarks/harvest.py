@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harvest_inputs import KINDS, make_csv, make_objects
-from benchmarks.results import ROOT, machine, spread, today, write_section
+from benchmarks.results import machine, spread, today, write_section
+from stages import ROOT
 
 MOST_PARSED = 2_000  # files of a kind that one timing of a parse goes through
 

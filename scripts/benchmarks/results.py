@@ -10,7 +10,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from stages import ROOT
+
 RESULTS = ROOT / "docs" / "results.md"
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import machine, today, write_section
-from demo import BUNDLE, PHANTOM_OPTIONS, REAL_OPTIONS, Stages, bundle, command
+from benchmarks.runs import HEAD, NOTES, arm, evaluated, minutes, row
+from stages import BUNDLE, PHANTOM_OPTIONS, REAL_OPTIONS, Stages, bundle, command
 
 
 def shuffled_boxes(datalist: Path, target: Path, seed: int) -> None:
@@ -30,58 +31,11 @@ def shuffled_boxes(datalist: Path, target: Path, seed: int) -> None:
     target.write_text(json.dumps(content), encoding="utf-8")
 
 
-def arm(
-    stages: Stages, work: Path, name: str, *, train: Path, judge: Path, images: Path, seed: int,
-    configs: tuple[str, ...] = ("train",), section: str = "validation", **options: object,
-) -> dict[str, Any]:  # fmt: skip
-    """Train (or only write untrained weights) and evaluate once; returns metrics.json."""
-    output = work / name
-    common = {
-        "dataset_dir": images, "output_dir": output, "seed": seed, "run_name": name,
-        "tracking_uri": f"sqlite:///{work / 'mlruns.db'}",
-    }  # fmt: skip
-    stages.run(f"{name}: train", lambda: bundle(*configs, datalist=train, **common, **options))
-    return evaluated(stages, output, name, judge, section, **common)
-
-
-def evaluated(stages: Stages, output: Path, name: str, judge: Path, section: str, **common: object) -> dict[str, Any]:
-    """Evaluate the weights of a folder on a section; returns metrics.json."""
-    stages.run(
-        f"{name}: evaluate on {section}",
-        lambda: bundle("train", "evaluate", datalist=judge, section=section, **{"output_dir": output, **common}),
-    )
-    return json.loads((output / "evaluation" / section / "metrics.json").read_text(encoding="utf-8"))
-
-
 def across_slices(weights: Path, output: Path, datalist: Path, images: Path) -> None:
     """A copy of the weights with the second stage, where it pays on the tuning patients."""
     output.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(weights, output / "model.pt")
     bundle("train", "evaluate", "fit_across_slices", datalist=datalist, dataset_dir=images, output_dir=output)
-
-
-def row(name: str, metrics: Mapping[str, Any]) -> str:
-    """A line of the table: name, sensitivities, their mean, accuracy."""
-
-    def show(figure: Mapping[str, Any], interval: bool = False) -> str:
-        text = f"{figure['value']:.3f}"
-        return (
-            f"{text} ({figure['low']:.3f} to {figure['high']:.3f})" if interval and figure["low"] is not None else text
-        )
-
-    cells = [show(figure) for figure in metrics["froc"].values()]
-    cells += [show(metrics["average_sensitivity"], True), show(metrics["accuracy_at_iou"]["0.5"], True)]
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-HEAD = (
-    "| | .5 FP | 1 | 2 | 4 | 8 | 16 | mean of .5 to 4 | accuracy at IoU .5 |\n"
-    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
-)
-NOTES = (
-    "Sensitivity at false positives per image, IoU at least .5, categories ignored; accuracy: the highest-scoring box "
-    "of a slice hits a lesion. In brackets 95 % bootstrap intervals by patient (1,000 replicates)."
-)
 
 
 def facts(metrics: Mapping[str, Any], arguments: argparse.Namespace, data: str, how: str) -> str:
@@ -104,27 +58,19 @@ def phantom(arguments: argparse.Namespace) -> None:
         demo / "phantom" / "truth" / "datalist.json",
         demo / "datalist.json",
     )
-    options = {**PHANTOM_OPTIONS}
     # The phantom and its recipe were made while looking at the validation patients, so the test patients judge here.
-    shared = {"judge": truth, "images": images, "seed": arguments.seed, "section": "test"}
+    shared: dict[str, Any] = {"judge": truth, "images": images, "seed": arguments.seed, "section": "test"}
     shuffled = home / "shuffled.json"
-    stages.run("shuffle", lambda: shuffled_boxes(marks, shuffled, arguments.seed))
-    trained = evaluated(
-        stages, demo / "training", "demo", truth, "test", dataset_dir=images, seed=arguments.seed,
-        tracking_uri=f"sqlite:///{demo / 'mlruns.db'}",
-    )  # fmt: skip
-    untrained = arm(stages, home, "untrained", train=marks, configs=("train", "untrained"), **shared, **options)
-    wrong = arm(stages, home, "shuffled boxes", train=shuffled, **shared, **options)
-    second = home / "across slices"
-    stages.run("across slices: fit", lambda: across_slices(demo / "training" / "model.pt", second, truth, images))
-    looked_twice = evaluated(
-        stages, second, "across slices", truth, "test", dataset_dir=images, seed=arguments.seed,
-        tracking_uri=f"sqlite:///{home / 'mlruns.db'}",
-    )  # fmt: skip
+    stages.run("shuffle", shuffled_boxes, marks, shuffled, arguments.seed)
+    training = demo / "training"
+    trained = evaluated(stages, demo, "demo", output=training, **shared)
+    untrained = arm(stages, home, "untrained", train=marks, configs=("train", "untrained"), **shared, **PHANTOM_OPTIONS)
+    wrong = arm(stages, home, "shuffled boxes", train=shuffled, **shared, **PHANTOM_OPTIONS)
+    second = "across slices"
+    stages.run(f"{second}: fit", across_slices, training / "model.pt", home / second, truth, images)
+    looked_twice = evaluated(stages, home, second, **shared)
     blob = home / "blob filter"
-    stages.run(
-        "blob filter", lambda: command("-m", "scripts.blob_filter", marks, truth, images, blob, "test", cwd=BUNDLE)
-    )
+    stages.run("blob filter", command, "-m", "scripts.blob_filter", marks, truth, images, blob, "test", cwd=BUNDLE)
     lines = [
         HEAD,
         row("**demo: trained on the bookmarks**", trained),
@@ -148,7 +94,7 @@ def real(arguments: argparse.Namespace) -> None:
     stages = Stages(home, {"seed": arguments.seed, "csv": str(csv), "images": str(images)})
     marks = demo / "datalist.json"
     options = {**REAL_OPTIONS, "max_minutes": 60}
-    shared = {"train": marks, "judge": marks, "images": images, "seed": arguments.seed}
+    shared: dict[str, Any] = {"train": marks, "judge": marks, "images": images, "seed": arguments.seed}
     trained = json.loads((demo / "training/evaluation/validation/metrics.json").read_text(encoding="utf-8"))
     counts = {k: len(v) for k, v in json.loads(marks.read_text(encoding="utf-8")).items() if isinstance(v, list)}
     epochs = REAL_OPTIONS["max_epochs"]
@@ -169,11 +115,3 @@ def real(arguments: argparse.Namespace) -> None:
     write("untrained (ImageNet body, random heads)", untrained)
     random_weights = arm(stages, home, "random", **shared, **options, pretrained=False)
     write(f"same recipe, random weights, nothing frozen, {minutes(home / 'random')}", random_weights)
-
-
-def minutes(output: Path) -> str:
-    """How long a training took in all, resumptions included."""
-    import torch
-
-    seconds = torch.load(output / "training_state.pt", map_location="cpu", weights_only=True)["seconds"]
-    return f"{seconds / 60:.0f} minutes"

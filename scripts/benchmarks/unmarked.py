@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.results import machine, spread, today, write_section
-from benchmarks.trained_detector import arm, evaluated
-from demo import PHANTOM_OPTIONS, Stages, bundle, command
+from benchmarks.runs import judged_twice
+from stages import PHANTOM_OPTIONS, Stages, bundle, data_step
 from torchvision.ops import box_iou
 
 REMEDIES = {
@@ -123,36 +123,27 @@ class Bench:
 
     def prepare(self) -> None:
         """The phantom and its marks; one category, so that an accepted finding needs none."""
-        words = ("--patients", self.arguments.patients, "--seed", self.arguments.seed)
-        self.stages.run("phantom", lambda: command("-m", "data_prep", "phantom", self.csv.parent, *words))
-        self.stages.run("harvest", lambda: self.harvest(self.work / "harvest", self.csv))
-        self.stages.run("datalist", lambda: self.datalist(self.work / "harvest", self.marks))
+        phantom, patients, seed = self.csv.parent, self.arguments.patients, self.arguments.seed
+        self.stages.run("phantom", data_step, "phantom", phantom, patients=patients, seed=seed)
+        harvest = self.work / "harvest"
+        self.stages.run("harvest", data_step, "harvest", self.csv, images=self.images, out=harvest)
+        lesions = harvest / "lesions.parquet"
+        self.stages.run("datalist", data_step, "datalist", lesions, images=self.images, out=self.marks)
         in_training = {key(item) for item in json.loads(self.marks.read_text(encoding="utf-8"))["training"]}
         truth = json.loads(self.truth.read_text(encoding="utf-8"))["training"]
         self.items = [item for item in truth if key(item) in in_training]
-
-    def harvest(self, out: Path, *sources: Path) -> None:
-        command("-m", "data_prep", "harvest", *sources, "--images", self.images, "--out", out)
-
-    def datalist(self, harvested: Path, out: Path) -> None:
-        command("-m", "data_prep", "datalist", harvested / "lesions.parquet", "--images", self.images, "--out", out)
 
     def arms(self, title: str, prefix: str, kind: str, lists: Mapping[int, Path]) -> None:
         """Train and judge once for each seed; a line of the table."""
         test, tuning, shares = [], [], []
         for seed in self.seeds:
             name = f"{prefix}, seed {seed}"
-            shared = {"judge": self.truth, "images": self.images, "seed": seed}
-            options = {**self.options, "unmarked": kind}
-            test.append(
-                arm(self.stages, self.work, name, train=lists[seed], section="test", **shared, **options)  # type: ignore[arg-type]
-            )
-            tuning.append(
-                evaluated(
-                    self.stages, self.work / name, name, self.truth, "tuning", dataset_dir=self.images, seed=seed,
-                    tracking_uri=f"sqlite:///{self.work / 'mlruns.db'}",
-                )
+            of_test, of_tuning = judged_twice(
+                self.stages, self.work, name, train=lists[seed], judge=self.truth, images=self.images, seed=seed,
+                **self.options, unmarked=kind,
             )  # fmt: skip
+            test.append(of_test)
+            tuning.append(of_tuning)
             found = self.find(name, "every finding", score_threshold=0.01)
             shares.append(recovered(self.items, found))
         self.metrics = test[0]
@@ -163,11 +154,8 @@ class Bench:
         """List the findings without a mark on the training slices."""
         report = self.work / name / folder
         self.stages.run(
-            f"{name}: {folder}",
-            lambda: bundle(
-                "train", "find_unmarked", datalist=self.marks, dataset_dir=self.images, output_dir=self.work / name,
-                report_dir=report, **options,
-            ),
+            f"{name}: {folder}", bundle, "train", "find_unmarked", datalist=self.marks, dataset_dir=self.images,
+            output_dir=self.work / name, report_dir=report, **options,
         )  # fmt: skip
         return findings(report / "detections.json")
 
@@ -184,11 +172,10 @@ class Bench:
         def accept() -> None:
             home.mkdir(exist_ok=True)
             (home / "ids.txt").write_text("\n".join(accepted) + "\n", encoding="utf-8")
-            self.harvest(home / "harvest", self.csv, self.work / name / "unmarked" / "detections.json")
-            command(
-                "-m", "data_prep", "review", home / "harvest" / "lesions.parquet", "--accept", home / "ids.txt"
-            )  # fmt: skip
-            self.datalist(home / "harvest", home / "datalist.json")
+            detections, lesions = self.work / name / "unmarked" / "detections.json", home / "harvest/lesions.parquet"
+            data_step("harvest", self.csv, detections, images=self.images, out=lesions.parent)
+            data_step("review", lesions, accept=home / "ids.txt")
+            data_step("datalist", lesions, images=self.images, out=home / "datalist.json")
 
         self.stages.run(f"review, seed {seed}", accept)
         return home / "datalist.json"

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deeplesion import copy_rows
 from benchmarks.results import machine, today, write_section
-from benchmarks.trained_detector import HEAD, NOTES, evaluated, minutes, row
-from demo import BUNDLE, Stages, bundle, command
+from benchmarks.runs import HEAD, NOTES, arm, evaluated, minutes, row
+from stages import BUNDLE, Stages, command, data_step
 
 from data_prep.atomic import atomic_path
 
@@ -60,61 +61,32 @@ class Data:
         self.seed: int = arguments.seed
         self.stages = Stages(self.work, {"csv": str(self.source), "images": str(self.images)})
         self.marks, self.datalist = self.work / "DL_info.csv", self.work / "datalist.json"
+        self.judged: dict[str, Any] = {"judge": self.datalist, "images": self.images, "seed": self.seed}
 
     def prepare(self) -> None:
         """Once; what was done before is kept."""
         harvest, categories, images = self.work / "harvest", self.work / "categories", self.images
-        lesions = harvest / "lesions.parquet"
-        self.stages.run("marks", lambda: without_patients(self.source, self.marks))
+        lesions, found = harvest / "lesions.parquet", categories / "categories.parquet"
+        # A file's name begins with the patient.
+        self.stages.run("marks", copy_rows, self.source, self.marks, lambda name: name[:6] not in LEFT_OUT)
+        self.stages.run("harvest", data_step, "harvest", self.marks, images=images, out=harvest)
+        self.stages.run("categorize", data_step, "categorize", lesions, images=images, out=categories)
         self.stages.run(
-            "harvest", lambda: command("-m", "data_prep", "harvest", self.marks, "--images", images, "--out", harvest)
-        )
-        self.stages.run(
-            "categorize",
-            lambda: command("-m", "data_prep", "categorize", lesions, "--images", images, "--out", categories),
-        )
-        self.stages.run(
-            "datalist",
-            lambda: command(
-                "-m", "data_prep", "datalist", lesions, "--categories", categories / "categories.parquet",
-                "--images", images, "--slices", COMMON["slices"], "--out", self.datalist,
-            ),
+            "datalist", data_step, "datalist", lesions, categories=found, images=images, slices=COMMON["slices"],
+            out=self.datalist,
         )  # fmt: skip
-
-    def common(self, name: str) -> dict[str, Any]:
-        """What training and evaluating a recipe share."""
-        return {
-            "dataset_dir": self.images, "output_dir": self.work / name, "seed": self.seed, "run_name": name,
-            "tracking_uri": f"sqlite:///{self.work / 'mlruns.db'}",
-        }  # fmt: skip
 
     def train(self, recipe: str, name: str, epochs: int) -> dict[str, Any]:
         """Train; the figures of the tuning patients."""
         options = {**COMMON, **RECIPES[recipe].options, "max_epochs": epochs}
-        common = self.common(name)
-        self.stages.run(f"{name}: train", lambda: bundle("train", datalist=self.datalist, **common, **options))
-        return self.judge(name, "tuning")
+        return arm(self.stages, self.work, name, train=self.datalist, section="tuning", **self.judged, **options)
 
     def judge(self, name: str, section: str) -> dict[str, Any]:
-        common = self.common(name)
-        output = common.pop("output_dir")
-        return evaluated(
-            self.stages, output, name, self.datalist, section, **common, windows_hu=COMMON["windows_hu"]
-        )  # fmt: skip
+        return evaluated(self.stages, self.work, name, section=section, **self.judged)
 
     def counts(self) -> dict[str, int]:
         content = json.loads(self.datalist.read_text(encoding="utf-8"))
         return {name: len(items) for name, items in content.items() if isinstance(items, list)}
-
-
-def without_patients(source: Path, target: Path, left_out: tuple[str, ...] = LEFT_OUT) -> None:
-    """Copy a ``DL_info.csv`` without the rows of some patients (the first six digits of ``File_name``)."""
-    with source.open(newline="", encoding="utf-8") as file, atomic_path(target) as temporary:
-        rows = csv.DictReader(file)
-        with temporary.open("w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, fieldnames=rows.fieldnames or ())
-            writer.writeheader()
-            writer.writerows(line for line in rows if line["File_name"][:6] not in left_out)
 
 
 # --- recipes side by side ------------------------------------------------------------------------------------------
@@ -162,33 +134,40 @@ def ship(arguments: argparse.Namespace) -> None:
     tuning = data.train(arguments.recipe, name, epochs)
     validation = data.judge(name, "validation")
     home = data.work / name
-    data.stages.run(f"{name}: install", lambda: install(home / "model.pt", BUNDLE / "models"))
-    opened = opening(data.work / "openings.csv", home / "model.pt", validation)
+    # At every start: another recipe's may have been put there since.
+    digest = install(home / "model.pt", BUNDLE / "models")
+    opened = opening(data.work / "openings.csv", digest, validation)
     figures = BUNDLE / "docs" / "weights"
     figures.mkdir(exist_ok=True)
     report = home / "evaluation" / "validation"
     for picture in ("froc.png", "overlays.png"):
         shutil.copyfile(report / picture, figures / picture)
     learning_curve(data.work / "mlruns.db", name, figures / "learning_curve.png")
-    card(data, arguments, name, epochs, tuning, validation, opened)
+    card(data, arguments, name, epochs, digest, tuning, validation, opened)
 
 
-def install(weights: Path, models: Path) -> None:
-    """Copy the weights into the bundle, with their hash beside them, readable by all."""
+def install(weights: Path, models: Path) -> str:
+    """Copy the weights into the bundle, with their hash beside them, readable by all; that SHA-256."""
     models.mkdir(exist_ok=True)
     target = models / "model.pt"
     with atomic_path(target) as temporary:
         shutil.copyfile(weights, temporary)
     target.chmod(0o644)
     command("-c", f"from scripts.checkpoint import state_sum; state_sum({str(target)!r})", cwd=BUNDLE)
-    (models / "SHA256SUMS").chmod(0o644)
+    sums = models / "SHA256SUMS"
+    sums.chmod(0o644)
+    stated = dict(line.split()[::-1] for line in sums.read_text(encoding="utf-8").splitlines())
+    return stated[target.name]
 
 
-def opening(record: Path, weights: Path, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Every time the validation patients were opened for weights of this script; this time is added, once a file."""
-    import hashlib
+def opening(record: Path, digest: str, metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Every time the validation patients were opened for weights of this script; this time is added, once a file.
 
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    Args:
+        record: CSV of the times.
+        digest: SHA-256 of the weights.
+        metrics: of the validation patients.
+    """
     known = list(csv.DictReader(record.open(newline="", encoding="utf-8"))) if record.exists() else []
     if all(one["weights"] != digest for one in known):
         known.append(
@@ -252,13 +231,12 @@ def learning_curve(store: Path, run: str, target: Path) -> None:
 
 
 def card(
-    data: Data, arguments: argparse.Namespace, name: str, epochs: int, tuning: Mapping[str, Any],
+    data: Data, arguments: argparse.Namespace, name: str, epochs: int, digest: str, tuning: Mapping[str, Any],
     validation: Mapping[str, Any], opened: list[dict[str, str]],
 ) -> None:  # fmt: skip
     """Write the measured part of the model card."""
     counts = data.counts()
     model = BUNDLE / "models" / "model.pt"
-    digest = (BUNDLE / "models" / "SHA256SUMS").read_text(encoding="utf-8").split()[0]
     lines = [
         HEAD,
         row("**official validation patients**", validation),

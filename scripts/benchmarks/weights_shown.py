@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import torch
+from benchmarks.deeplesion import copy_rows, write_nifti
 from benchmarks.results import machine, today, write_section
-from demo import BUNDLE, bundle, command
+from stages import BUNDLE, bundle, data_step
 from torchvision.ops import box_iou
 
-from data_prep.archive.png import read_hu
-from data_prep.atomic import atomic_path, make_folder
-from data_prep.lesion import Lesion, read_lesions
+from data_prep.atomic import make_folder
+from data_prep.lesion import read_lesions
 
 HIT_IOU = 0.5
 
@@ -29,12 +26,15 @@ def show(arguments: argparse.Namespace) -> None:
     slices = sorted((images / name).glob("*.png"))
     if len(slices) < 2:
         raise SystemExit(f"{images / name}: no series of PNG slices; give the Images_png that holds {name}")
-    marks = home / "DL_info.csv"
-    rows_of_series(arguments.csv.resolve(), marks, name)
-    command("-m", "data_prep", "harvest", marks, "--images", images, "--out", home / "harvest")
+    source, marks = arguments.csv.resolve(), home / "DL_info.csv"
+    if not copy_rows(source, marks, lambda file_name: file_name.startswith(f"{name}_")):
+        raise SystemExit(f"{source}: no row of series {name}")
+    data_step("harvest", marks, images=images, out=home / "harvest")
     lesions = [one for one in read_lesions(home / "harvest" / "lesions.parquet") if one.image and one.box_px]
     series = home / "series.nii.gz"
-    write_nifti(slices, lesions[0], series)
+    first = lesions[0]
+    spacing_mm = (first.spacing_x_mm or 1.0, first.spacing_y_mm or 1.0, abs(first.spacing_z_mm or 1.0))
+    write_nifti(slices, spacing_mm, series)
     bundle("inference", dataset_dir=series, output_dir=home / "found")
     shutil.copyfile(home / "found" / "overlays.png", make_folder(BUNDLE / "docs" / "weights") / "series.png")
     content = json.loads((home / "found" / "detections.json").read_text(encoding="utf-8"))
@@ -66,28 +66,3 @@ def show(arguments: argparse.Namespace) -> None:
     )
     title = "A whole series"
     write_section("series", title, "\n".join([*lines, "", text]), BUNDLE / "docs" / "model_card.md")
-
-
-def rows_of_series(source: Path, target: Path, series: str) -> None:
-    """Copy the rows of one series.
-
-    Raises:
-        SystemExit: there is none.
-    """
-    with source.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        rows = [row for row in table if row["File_name"].startswith(series + "_")]
-    if not rows:
-        raise SystemExit(f"{source}: no row of series {series}")
-    with atomic_path(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.DictWriter(out, fieldnames=table.fieldnames or ())
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_nifti(slices: list[Path], lesion: Lesion, target: Path) -> None:
-    """Stack PNG slices to a NIfTI file whose first index is the column, its second the row, its third the slice."""
-    hu = np.stack([read_hu(path).T for path in slices], axis=-1).astype(np.int16)
-    x, y, z = lesion.spacing_x_mm or 1.0, lesion.spacing_y_mm or 1.0, lesion.spacing_z_mm or 1.0
-    # Columns run to the patient's left and rows to the back, as on the screen; NIfTI counts to the right and the front.
-    nib.Nifti1Image(hu, np.diag([-x, -y, abs(z), 1.0])).to_filename(target)

@@ -1,0 +1,80 @@
+"""Detectors that are trained and judged, each in a folder of its own, and their lines in a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stages import Stages, bundle
+
+HEAD = (
+    "| | .5 FP | 1 | 2 | 4 | 8 | 16 | mean of .5 to 4 | accuracy at IoU .5 |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+)
+NOTES = (
+    "Sensitivity at false positives per image, IoU at least .5, categories ignored; accuracy: the highest-scoring box "
+    "of a slice hits a lesion. In brackets 95 % bootstrap intervals by patient (1,000 replicates)."
+)
+
+
+def common(work: Path, name: str, images: Path, seed: int, output: Path | None = None) -> dict[str, Any]:
+    """The options that training and evaluation share; the weights are in ``output`` (default: ``work / name``)."""
+    return {
+        "dataset_dir": images, "output_dir": output or work / name, "seed": seed, "run_name": name,
+        "tracking_uri": f"sqlite:///{work / 'mlruns.db'}",
+    }  # fmt: skip
+
+
+def arm(
+    stages: Stages, work: Path, name: str, *, train: Path, judge: Path, images: Path, seed: int,
+    configs: tuple[str, ...] = ("train",), section: str = "validation", **options: object,
+) -> dict[str, Any]:  # fmt: skip
+    """Train (or only write untrained weights) and evaluate once; returns metrics.json."""
+    shared = common(work, name, images, seed)
+    stages.run(f"{name}: train", bundle, *configs, datalist=train, **shared, **options)
+    return evaluated(stages, work, name, judge=judge, images=images, seed=seed, section=section)
+
+
+def evaluated(
+    stages: Stages, work: Path, name: str, *, judge: Path, images: Path, seed: int, section: str,
+    output: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Evaluate the weights in ``output`` (default: ``work / name``) on a section; returns metrics.json."""
+    shared = common(work, name, images, seed, output)
+    title = f"{name}: evaluate on {section}"
+    stages.run(title, bundle, "train", "evaluate", datalist=judge, section=section, **shared)
+    report = shared["output_dir"] / "evaluation" / section
+    return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+
+
+def judged_twice(
+    stages: Stages, work: Path, name: str, *, train: Path, judge: Path, images: Path, seed: int, **options: object
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train once; metrics.json of the test and of the tuning patients."""
+    judged: dict[str, Any] = {"judge": judge, "images": images, "seed": seed}
+    test = arm(stages, work, name, train=train, section="test", **judged, **options)
+    return test, evaluated(stages, work, name, section="tuning", **judged)
+
+
+def row(name: str, metrics: Mapping[str, Any]) -> str:
+    """A line of the table: name, sensitivities, their mean, accuracy."""
+
+    def show(figure: Mapping[str, Any], interval: bool = False) -> str:
+        text = f"{figure['value']:.3f}"
+        return (
+            f"{text} ({figure['low']:.3f} to {figure['high']:.3f})" if interval and figure["low"] is not None else text
+        )
+
+    cells = [show(figure) for figure in metrics["froc"].values()]
+    cells += [show(metrics["average_sensitivity"], True), show(metrics["accuracy_at_iou"]["0.5"], True)]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def minutes(output: Path) -> str:
+    """How long a training took in all, resumptions included."""
+    import torch
+
+    seconds = torch.load(output / "training_state.pt", map_location="cpu", weights_only=True)["seconds"]
+    return f"{seconds / 60:.0f} minutes"
