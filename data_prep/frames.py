@@ -101,12 +101,6 @@ def px_box_to_coco(box_px: ArrayLike) -> Array:
     return np.concatenate([box[..., :2], box[..., 2:] - box[..., :2]], axis=-1)
 
 
-def coco_to_px_box(box: ArrayLike) -> Array:
-    """COCO ``x, y, width, height`` -> half-open px boxes."""
-    box = _array(box, last=4)
-    return np.concatenate([box[..., :2], box[..., :2] + box[..., 2:]], axis=-1)
-
-
 # --- presentation states (PS3.3 C.10.4, C.10.5, C.10.6) ------------------------------------------------------------
 
 

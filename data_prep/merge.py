@@ -113,14 +113,14 @@ def _saved_twice(marks: Sequence[Bookmark]) -> Iterator[list[Bookmark]]:
     ends = [_direction_free(mark) for mark in marks]
     for i, mark in enumerate(marks):
         shapes["line" if line_of(mark) else mark.form, len(mark.points_px)].append(i)
-    group = _Groups(len(marks))
+    same: list[tuple[int, int]] = []
     for (form, count), members in shapes.items():
         if not count:
             # Words without a place: the same words are the same mark.
             by_text = sorted(members, key=lambda i: marks[i].text or "")
             for a, b in pairwise(by_text):
                 if marks[a].text == marks[b].text:
-                    group.join(a, b)
+                    same.append((a, b))
             continue
         members.sort(key=lambda i: ends[i])
         for position, i in enumerate(members):
@@ -129,8 +129,8 @@ def _saved_twice(marks: Sequence[Bookmark]) -> Iterator[list[Bookmark]]:
                     break
                 near = all(abs(p - q) <= SAME_MARK_PX for p, q in zip(ends[i], ends[j], strict=True))
                 if near and (form != "text" or marks[i].text == marks[j].text):
-                    group.join(i, j)
-    for indices in group.all():
+                    same.append((i, j))
+    for indices in _joined(len(marks), same):
         yield [marks[i] for i in indices]
 
 
@@ -168,23 +168,32 @@ def _readings(groups: Sequence[Sequence[Bookmark]]) -> Iterator[Reading]:
 
 def _same_target(readings: Sequence[Reading]) -> list[list[Reading]]:
     """Readings of one target: a common tracking UID, or boxes that overlap."""
-    group = _Groups(len(readings))
+    same: list[tuple[int, int]] = []
     by_tracking: dict[str, int] = {}
     for i, reading in enumerate(readings):
         for uid in _tracking(reading):
-            group.join(i, by_tracking.setdefault(uid, i))
+            same.append((i, by_tracking.setdefault(uid, i)))
     boxes = np.array([reading.box_px for reading in readings], dtype=np.float64).reshape(-1, 4)
     for i in range(1, len(boxes)):
-        for j in np.flatnonzero(_iou(boxes[i], boxes[:i]) >= SAME_TARGET_IOU):
-            group.join(i, int(j))
-    return [[readings[i] for i in indices] for indices in group.all()]
+        same += [(i, int(j)) for j in np.flatnonzero(box_iou(boxes[i], boxes[:i]) >= SAME_TARGET_IOU)]
+    return [[readings[i] for i in indices] for indices in _joined(len(readings), same)]
 
 
-def _iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of one (4,) half-open px box with (N, 4) others."""
-    overlap = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+def _joined(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The sets into which pairs join 0..count-1: the members ascending, the sets by their smallest one."""
+    from scipy.cluster.hierarchy import DisjointSet  # slow to load, and rows of the release need none of this
+
+    sets = DisjointSet(range(count))
+    for a, b in pairs:
+        sets.merge(a, b)
+    return [sorted(members) for members in sets.subsets()]
+
+
+def box_iou(box_px: np.ndarray, others_px: np.ndarray) -> np.ndarray:
+    """(N,) IoU of one (4,) half-open px box with (N, 4) others."""
+    overlap = np.minimum(box_px[2:], others_px[:, 2:]) - np.maximum(box_px[:2], others_px[:, :2])
     shared = np.clip(overlap, 0, None).prod(axis=1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(axis=1) - shared
+    union = (box_px[2:] - box_px[:2]).prod() + (others_px[:, 2:] - others_px[:, :2]).prod(axis=1) - shared
     return np.asarray(shared / union)
 
 
@@ -288,27 +297,3 @@ def _first_stated(bookmarks: Sequence[Bookmark], name: str):  # type: ignore[no-
 def _words(texts: Iterable[str | None]) -> str | None:
     """Different texts, in order, as one."""
     return "; ".join(dict.fromkeys(text.strip() for text in texts if text and text.strip())) or None
-
-
-class _Groups:
-    """Disjoint sets of 0..n-1 (union-find)."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def _root(self, i: int) -> int:
-        while self._parent[i] != i:
-            self._parent[i] = self._parent[self._parent[i]]
-            i = self._parent[i]
-        return i
-
-    def join(self, i: int, j: int) -> None:
-        a, b = sorted((self._root(i), self._root(j)))
-        self._parent[b] = a
-
-    def all(self) -> list[list[int]]:
-        """Every set, its members ascending, the sets by their smallest member."""
-        sets: dict[int, list[int]] = {}
-        for i in range(len(self._parent)):
-            sets.setdefault(self._root(i), []).append(i)
-        return list(sets.values())

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from data_prep.lesion import Lesion
+from data_prep.merge import box_iou
 from data_prep.splits import unit_interval
 
 Values = npt.NDArray[np.int64]
@@ -148,19 +149,14 @@ def planted_kinds(lesions: Sequence[Lesion], truth: Path) -> dict[str, str]:
                     planted.setdefault(key, []).append((tuple(box), kind))
     found = {}
     for lesion in lesions:
-        box = lesion.box_px
-        if box is None:
+        there = planted.get(lesion.image or "", [])
+        if lesion.box_px is None or not there:
             continue
-        best = max(((_iou(box, other), kind) for other, kind in planted.get(lesion.image or "", [])), default=(0.0, ""))
-        if best[0] >= 0.5:
-            found[lesion.lesion_id] = best[1]
+        overlap = box_iou(np.array(lesion.box_px), np.array([box for box, _ in there]))
+        best = int(overlap.argmax())
+        if overlap[best] >= 0.5:
+            found[lesion.lesion_id] = there[best][1]
     return found
-
-
-def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    common = max(0.0, width) * max(0.0, height)
-    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
 def linear_classifier() -> Any:

@@ -58,7 +58,6 @@ def test_indices_come_back(given_points: list[tuple[float, float]]) -> None:
 def test_boxes_come_back(box: tuple[float, float, float, float]) -> None:
     there = frames.deeplesion_box_to_px(box)
     np.testing.assert_allclose(frames.px_to_deeplesion_box(there), box, rtol=0, atol=1e-9)
-    np.testing.assert_allclose(frames.coco_to_px_box(frames.px_box_to_coco(box)), box, rtol=0, atol=1e-9)
 
 
 @exactly
