@@ -216,19 +216,6 @@ def test_unknown_neighbours_are_no_verdict() -> None:
 # --- kept with the weights -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "model.pt"
-    content = {
-        "model": {"classification_head.output.weight": torch.zeros(1, 8, 1, 1), "x": torch.arange(3.0)},
-        "contract": {}, "anchor_sizes": [[8.0]], "categories": ["lesion"],
-        "operating_point": {"score": 0.31, "fp_per_image": "1"},
-    }  # fmt: skip
-    checkpoint.save(path, content)
-    checkpoint.state_sum(path)
-    return path
-
-
 def conclude(path: Path, made: list[Slice]) -> None:
     FitAcrossSlices(path, "tuning", "0" * 64, bootstrap=20).conclude(made)
 
@@ -237,6 +224,7 @@ def test_a_model_that_pays_is_kept_with_a_threshold_of_its_own(
     weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint.store_operating_point(weights, 0.2, {"score": 0.4})
+    checkpoint.state_sum(weights)
     made = blobs_and_tubes()
     conclude(weights, made)
     said = capsys.readouterr().out

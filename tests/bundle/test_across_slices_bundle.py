@@ -10,9 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from made_findings import STAGE, findings
-from monai.bundle import ConfigWorkflow
 from scripts.across_slices import rescore_series
-from tiny import BUNDLE_ROOT, SIZE, make_hospital, options, run
+from tiny import SIZE, here, make_hospital, options, run
 
 from scripts import checkpoint
 
@@ -28,18 +27,6 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
             item["image"] = [f"{series}/{min(max(n, 0), 2):03d}.png" for n in (number - 1, number, number + 1)]
     path.write_text(json.dumps(content))
     return path
-
-
-def here(*configs: str, **more: Any) -> None:
-    """``python -m monai.bundle run`` in this process, which has everything imported."""
-    words = {key: str(value) if isinstance(value, Path) else value for key, value in more.items()}
-    files = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(BUNDLE_ROOT)
-        workflow = ConfigWorkflow([f"configs/{name}.yaml" for name in configs], workflow_type=None, **files, **words)
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
 
 
 @pytest.fixture(scope="module")

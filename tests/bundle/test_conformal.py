@@ -174,18 +174,6 @@ def test_who_may_calibrate() -> None:
 # --- stored with the weights -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "model.pt"
-    content = {
-        "model": {"classification_head.output.weight": torch.zeros(1, 8, 1, 1), "x": torch.arange(3.0)},
-        "contract": {}, "anchor_sizes": [[8.0]], "categories": ["lesion"],
-        "operating_point": {"score": 0.31, "fp_per_image": "1"},
-    }  # fmt: skip
-    checkpoint.save(path, content)
-    return path
-
-
 def calibrate(path: Path, results: list[ImageResult], alpha: float) -> None:
     metrics: Any = SimpleNamespace(metric=SimpleNamespace(results=results))
     Calibrate(path, metrics, alpha, "validation", "0" * 64)(None)  # type: ignore[arg-type]

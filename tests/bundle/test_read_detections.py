@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from monai.bundle import run as bundle_run
 from scripts.checkpoint import facts
 from scripts.errors import BundleError, root_message
 from scripts.read_detections import load_predictions, place
-from tiny import BUNDLE_ROOT, make_hospital, options
+from tiny import here, make_hospital, options
 
 from scripts import compare
 
@@ -129,18 +128,9 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_hospital(tmp_path_factory.mktemp("hospital"))
 
 
-def bundle(monkeypatch: pytest.MonkeyPatch, *configs: str, **given: Any) -> None:
-    monkeypatch.chdir(BUNDLE_ROOT)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
-    bundle_run(config_file=[f"configs/{name}.yaml" for name in configs], **words)
-
-
-def evaluate_file(
-    monkeypatch: pytest.MonkeyPatch, hospital: Path, output: Path, detections: Path, **more: Any
-) -> dict[str, Any]:
-    bundle(
-        monkeypatch, "train", "evaluate", "evaluate_detections",
+def evaluate_file(hospital: Path, output: Path, detections: Path, **more: Any) -> dict[str, Any]:
+    here(
+        "train", "evaluate", "evaluate_detections",
         **options(hospital, output, detections=detections, bootstrap=20, **more),
         tracking_uri=f"sqlite:///{hospital.parent / 'runs.db'}",  # one store, whose making takes a second or two
     )  # fmt: skip
@@ -160,9 +150,9 @@ def perfect(hospital: Path, tmp_path: Path) -> Path:
 
 
 def test_a_file_is_evaluated_like_weights(
-    monkeypatch: pytest.MonkeyPatch, hospital: Path, perfect: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hospital: Path, perfect: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    metrics = evaluate_file(monkeypatch, hospital, tmp_path / "out", perfect)
+    metrics = evaluate_file(hospital, tmp_path / "out", perfect)
     assert metrics["images"] == metrics["lesions"] == 6
     assert metrics["average_sensitivity"]["value"] == metrics["average_precision"]["value"] == 1
     assert metrics["calibration"]["laece"]["value"] == pytest.approx(0.2)
@@ -177,7 +167,7 @@ def test_a_file_is_evaluated_like_weights(
     page = (folder / "report.html").read_text()
     assert "detections.json (sha256" in page
     # What an evaluation writes evaluates to the same figures.
-    again = evaluate_file(monkeypatch, hospital, tmp_path / "again", folder / "predictions.json")
+    again = evaluate_file(hospital, tmp_path / "again", folder / "predictions.json")
     assert {k: v for k, v in again.items() if k != "detections"} == {
         k: v for k, v in metrics.items() if k != "detections"
     }
@@ -186,29 +176,25 @@ def test_a_file_is_evaluated_like_weights(
     assert "+0.000" in capsys.readouterr().out
 
 
-def test_a_file_that_misses_slices_is_refused_by_the_command(
-    monkeypatch: pytest.MonkeyPatch, hospital: Path, perfect: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_misses_slices_is_refused_by_the_command(hospital: Path, perfect: Path, tmp_path: Path) -> None:
     content = json.loads(perfect.read_text())
     last = content["series"][0]["findings"][5]["image"].split("/")[0]
     content["series"][0]["findings"] = [f for f in content["series"][0]["findings"] if not f["image"].startswith(last)]
     perfect.write_text(json.dumps(content))
     with pytest.raises(Exception, match=r".") as error:
-        evaluate_file(monkeypatch, hospital, tmp_path / "out", perfect)
+        evaluate_file(hospital, tmp_path / "out", perfect)
     assert "says nothing of 3 of the 6 slices" in (root_message(error.value) or "")
 
 
-def test_calibrating_weights_that_find_nothing_is_not_attainable(
-    monkeypatch: pytest.MonkeyPatch, hospital: Path, tmp_path: Path
-) -> None:
+def test_calibrating_weights_that_find_nothing_is_not_attainable(hospital: Path, tmp_path: Path) -> None:
     given = options(hospital, tmp_path)
-    bundle(monkeypatch, "train", "untrained", **given)
+    here("train", "untrained", **given)
     with pytest.raises(Exception, match=r".") as error:
-        bundle(monkeypatch, "train", "evaluate", "calibrate", **given, alpha=0.3)
+        here("train", "evaluate", "calibrate", **given, alpha=0.3)
     assert "not attainable: on 2 validation patients with 6 marked lesions" in (root_message(error.value) or "")
     assert facts(tmp_path / "model.pt")["operating_points"] == {}
     with pytest.raises(Exception, match=r".") as error:
-        bundle(monkeypatch, "train", "evaluate", "calibrate", **given, calibrate_on="tuning")
+        here("train", "evaluate", "calibrate", **given, calibrate_on="tuning")
     assert "--calibrate_on tuning" in (root_message(error.value) or "")
 
 

@@ -1,28 +1,16 @@
-"""Lesions without a mark: what the remedies do to the loss, and their way from the detector to a review and back."""
+"""Lesions without a mark: what each remedy does to the loss."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.anchors import ExactAnchorGenerator
 from scripts.atss import atss, pad_boxes, pairwise_iou
-from scripts.checkpoint import read, save, save_model
-from scripts.contract import make as make_contract
 from scripts.detector import BOX_WEIGHT, LesionDetector, decode, quality_focal_loss
 from scripts.errors import BundleError
-from scripts.network import LesionNet
-from scripts.training import TrainStep, average_of, warmup_cosine
 from scripts.unmarked import (
     FLOOR,
     Complete,
@@ -36,42 +24,16 @@ from scripts.unmarked import (
     positive_unlabelled,
     scores_of_marks,
 )
-from tiny import BUNDLE_ROOT, SIZE, make_hospital, run
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, generalized_box_iou_loss
+from toy_detector import FAR, MARK, detector_of, grid, outputs, target
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-STEP, EXTENT = 8, 16.0  # a toy detector: anchors of 16 px, 8 px apart, on 64 px
-MARK = torch.tensor([[4.0, 4.0, 24.0, 22.0]])
-FAR = 53  # the anchor at column 6, row 5: centre (52, 44)
-
-
-def detector_of(classes: int = 1) -> LesionDetector:
-    net = LesionNet(classes, num_anchors=1, pretrained=False, channels=32)
-    return LesionDetector(net, ExactAnchorGenerator([[16.0], [24.0], [32.0], [48.0]]), candidates=9).train()
 
 
 @pytest.fixture(scope="module")
 def detector() -> LesionDetector:
     return detector_of()
-
-
-def grid() -> Tensor:
-    centre = torch.arange(8.0) * STEP + STEP / 2
-    x, y = torch.meshgrid(centre, centre, indexing="ij")
-    points = torch.stack([x.flatten(), y.flatten()], 1)
-    return torch.cat([points - EXTENT / 2, points + EXTENT / 2], 1)
-
-
-def outputs(batch: int = 1, classes: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(batch, 64, classes, generator=generator) * 0.3 - 4
-    return logits.requires_grad_(), torch.randn(batch, 64, 4, generator=generator).mul_(0.1).requires_grad_()
-
-
-def target(boxes: Tensor = MARK, labels: list[int] | None = None) -> dict[str, Tensor]:
-    return {"box": boxes, "label": torch.tensor(labels or [0] * len(boxes), dtype=torch.long)}
 
 
 def loss_of(detector: LesionDetector, remedy: Remedy | None, logits: Tensor, deltas: Tensor, *targets: Any) -> Any:
@@ -200,6 +162,17 @@ def test_confident_findings_are_those_of_nms_that_no_mark_explains() -> None:
         assert torch.equal(missing.scores[b][missing.scores[b] > 0], found.scores[b][expected])
 
 
+def test_best_predictions_are_the_highest_scores() -> None:
+    logits, deltas = outputs(2, 3)
+    found = best_predictions(logits, deltas, grid(), count=5)
+    for b in range(2):
+        scores, labels = logits[b].sigmoid().max(1)
+        order = scores.argsort(descending=True)[:5]
+        torch.testing.assert_close(found.scores[b], scores[order])
+        assert torch.equal(found.labels[b], labels[order])
+        torch.testing.assert_close(found.boxes[b], decode(deltas[b][order], grid()[order]))
+
+
 # --- ignore --------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +208,28 @@ def test_ignore_punishes_everything_else(detector: LesionDetector, why: str) -> 
         remedy.iteration = 5
     found = gradient(loss_of(detector, remedy, logits, deltas, target()), logits)
     assert torch.equal(found, gradient(loss_of(detector, None, logits, deltas, target()), logits))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_finds_what_the_cpu_finds_without_waiting_for_the_device() -> None:
+    logits, deltas = confident()
+    marks, real = pad_boxes([MARK])
+    found: list[Tensor] = []
+    for device in ("cpu", "cuda"):
+        remedy = Ignore(warmup=0, quantile=0.5)
+        remedy.iteration = 1
+        given_ = [t.detach().to(device) for t in (logits, deltas, grid(), marks, real)]
+        remedy.anchor_weight(*given_)  # brings the histogram to the device
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            weight = remedy.anchor_weight(*given_)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(weight.cpu())
+    assert (found[0] == 0).any()
+    assert torch.equal(*found)
 
 
 # --- complete ------------------------------------------------------------------------------------------------------
@@ -321,234 +316,3 @@ def test_positive_unlabelled_risk_in_closed_form() -> None:
         slope = torch.autograd.grad(value, logits, retain_graph=True)[0][0, :, 0]
         assert slope[0] < 0
         assert (slope[1:] > 0).all() if share == 0.9 else (slope[1:] == 0).all()
-
-
-# --- in a training -------------------------------------------------------------------------------------------------
-
-
-def train(kind: str, steps: int, state: Path | None = None, until: Path | None = None) -> dict[str, Tensor]:
-    """A training of six steps on random slices, from ``state`` on; what it saves after three goes to ``until``."""
-    torch.manual_seed(0)
-    detector = detector_of()
-    average = average_of(detector.network, decay=0.5)
-    teacher = LesionDetector(average.module, detector.anchor_generator)
-    # A fresh network is sure of nothing; make its findings confident by its bias.
-    with torch.no_grad():
-        for net in (detector.network, average.module):
-            net.classification_head.output.bias += 4.5
-    optimizer = torch.optim.AdamW(detector.network.parameters(), 1e-3)
-    remedy = make(kind, teacher=teacher, steps=8, ema_decay=0.5, quantile=0.1)
-    scheduler = warmup_cosine(optimizer, 8, 2)
-    step = TrainStep(detector, optimizer, scheduler, average, "cpu", amp=False, unmarked=remedy)
-    objects = {"net": detector.network, "average": average, "optimizer": optimizer, "scheduler": scheduler, "r": remedy}
-    first = 0
-    if state is not None:
-        content = read(state)
-        first = content.pop("step")
-        for name, value in content.items():
-            objects[name].load_state_dict(value)
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(steps, 2, 3, 64, 64, generator=generator)
-    engine: Any = type("Engine", (), {"state": type("State", (), {"iteration": 1})})
-    for number in range(first, steps):
-        step(engine, {"image": images[number], "box": [MARK, MARK + 20], "label": [torch.tensor([0])] * 2})
-        if until is not None and number == 2:
-            save(until, {"step": 3, **{name: copy.deepcopy(o.state_dict()) for name, o in objects.items()}})
-    if kind in ("ignore", "complete"):
-        assert remedy.marked.histogram.sum() > 0
-    return {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
-
-
-@pytest.mark.parametrize("kind", ["ignore", "complete", "pu"])
-def test_a_resumed_training_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
-    whole = train(kind, 6, until=tmp_path / "state.pt")
-    resumed = train(kind, 6, state=tmp_path / "state.pt")
-    plain = train("none", 6)
-    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
-    assert any(not torch.equal(plain[name], tensor) for name, tensor in whole.items())
-
-
-PROCESS = """
-import torch
-from ignite import distributed as idist
-from test_unmarked import MARK, detector_of, target
-from scripts.unmarked import Ignore, MarkedScores
-idist.initialize("gloo")
-rank = idist.get_rank()
-marked = MarkedScores(memory=20)
-for number in range(4):
-    scores = torch.linspace(0, 1, 12).roll(number)
-    marked.update(scores[rank::2], torch.tensor([True] * 6 if rank else [True, False] * 3))
-torch.manual_seed(0)
-detector = detector_of()
-detector.unmarked = remedy = Ignore(warmup=0, quantile=0.1)
-parallel = torch.nn.parallel.DistributedDataParallel(detector)
-for marks in (MARK, MARK[:0]):  # one process has a mark, then neither
-    remedy.begin(None, [])
-    sum(parallel(torch.rand(1, 3, 64, 64), [target(marks if rank else MARK[:0])]).values()).backward()
-assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
-print("histogram", marked.histogram.tolist(), float(remedy.marked.histogram.sum()), flush=True)
-idist.finalize()
-"""
-
-
-def test_two_processes_share_the_marked_scores(tmp_path: Path) -> None:
-    (tmp_path / "process.py").write_text(PROCESS)
-    path = os.pathsep.join([str(BUNDLE_ROOT), str(Path(__file__).parent)])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "process.py"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=200,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone = MarkedScores(memory=20)
-    for number in range(4):
-        scores = torch.linspace(0, 1, 12).roll(number)
-        alone.update(torch.cat([scores[0::2], scores[1::2]]), torch.tensor([True, False] * 3 + [True] * 6))
-    said = re.findall(r"histogram (\[.*?\] \S+)", done.stdout)
-    assert said == [f"{alone.histogram.tolist()} 1.0"] * 2
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_finds_what_the_cpu_finds_without_waiting_for_the_device() -> None:
-    logits, deltas = confident()
-    marks, real = pad_boxes([MARK])
-    found: list[Tensor] = []
-    for device in ("cpu", "cuda"):
-        remedy = Ignore(warmup=0, quantile=0.5)
-        remedy.iteration = 1
-        given_ = [t.detach().to(device) for t in (logits, deltas, grid(), marks, real)]
-        remedy.anchor_weight(*given_)  # brings the histogram to the device
-        if device == "cuda":
-            torch.cuda.set_sync_debug_mode("error")
-        try:
-            weight = remedy.anchor_weight(*given_)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        found.append(weight.cpu())
-    assert (found[0] == 0).any()
-    assert torch.equal(*found)
-
-
-# --- from the detector to a review and back ------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_hospital(tmp_path_factory.mktemp("hospital"))
-
-
-@pytest.fixture(scope="module")
-def found(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a random detector finds."""
-    torch.manual_seed(0)
-    output = tmp_path_factory.mktemp("found")
-    anchors = [[16.0], [24.0], [32.0], [48.0]]
-    network = LesionNet(num_classes=2, num_anchors=1, pretrained=False, channels=32)
-    contract = make_contract(3, [[-175, 275]], SIZE)
-    point = {"score": 0.0, "fp_per_image": "1"}
-    save_model(output / "model.pt", network, contract, ["small", "large"], anchors, operating_point=point)
-    words = {"datalist": hospital, "dataset_dir": hospital.parent, "output_dir": output, "workers": 0}
-    run("train", "find_unmarked", device_name="cpu", amp=False, batch_size=4, **words)
-    return output / "unmarked"
-
-
-def test_no_finding_overlaps_a_mark_and_the_gallery_shows_each(hospital: Path, found: Path) -> None:
-    import cv2
-
-    content = json.loads((found / "detections.json").read_text())
-    items = {item["image"][1]: item for item in json.loads(hospital.read_text())["training"]}
-    findings = [finding for series in content["series"] for finding in series["findings"]]
-    assert len(findings) > 50
-    assert {finding["image"] for finding in findings} == set(items)
-    for finding in findings:
-        marks = torch.tensor(items[finding["image"]]["box"])
-        assert box_iou(torch.tensor([finding["box_px"]]), marks).max() < 0.3
-        assert finding["slice_index"] == items[finding["image"]]["slice_index"]
-    page = (found / "gallery.html").read_text()
-    assert sorted(re.findall(r'value="(\w+)"', page)) == sorted(finding["lesion_id"] for finding in findings)
-    pictures = re.findall(r'src="(slices/\d+\.jpg)"', page)
-    assert len(pictures) == len(items)
-    assert all(cv2.imread(str(found / name)) is not None for name in pictures)
-    assert not re.search(r"https?://", page)
-
-
-def test_accepted_findings_train_with_the_marks_and_others_do_not(hospital: Path, found: Path, tmp_path: Path) -> None:
-    from data_prep.harvest import harvest
-    from data_prep.lesion import Lesion, read_lesions
-    from data_prep.review import review
-    from data_prep.writers.datalist import write_datalist
-    from data_prep.writers.deeplesion import write_dl_info
-
-    images = hospital.parent
-    before = {i["image"][1]: i for i in json.loads(hospital.read_text())["training"]}
-    marks = []
-    for name, item in before.items():
-        x0, y0, x1, y1 = item["box"][0]
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        axes = (x0 + 5.5, y, x1 - 5.5, y, x, y0 + 5.5, x, y1 - 5.5)
-        marks.append(
-            Lesion(
-                lesion_id=name, bookmark_ids=(name,), source="dicom-sr", image=name, patient_id=item["patient_id"],
-                slice_index=item["slice_index"], rows=SIZE, columns=SIZE, spacing_x_mm=1.0, spacing_y_mm=1.0,
-                spacing_z_mm=5.0, x0=x0, y0=y0, x1=x1, y1=y1, recist_px=axes, split="train",
-                long_diameter_mm=x1 - x0 - 11, short_diameter_mm=y1 - y0 - 11,
-            )
-        )  # fmt: skip
-    write_dl_info(marks, tmp_path / "DL_info.csv")
-    sources = [tmp_path / "DL_info.csv", found / "detections.json"]
-    summary = harvest(sources, tmp_path / "H", images=images, progress=False)
-    table = tmp_path / "H" / "lesions.parquet"
-    lesions = read_lesions(table)
-    detected = {lesion.lesion_id: lesion for lesion in lesions if lesion.source == "detector"}
-    written = [f for s in json.loads((found / "detections.json").read_text())["series"] for f in s["findings"]]
-    assert summary.duplicates == 0
-    assert set(detected) == {finding["lesion_id"] for finding in written}
-    assert {(lesion.patient_id, lesion.split) for lesion in lesions} == {(f"{n:06d}", "train") for n in range(8)}
-    assert all(detected[f["lesion_id"]].score == f["score"] for f in written)
-    assert detected[written[0]["lesion_id"]].spacing_z_mm == 5.0
-
-    chosen = [finding for finding in written if finding["image"] in ("000003_01_01/001.png", "000004_01_01/002.png")][
-        ::9
-    ]
-    review(table, accept=[finding["lesion_id"] for finding in chosen])
-    write_datalist(read_lesions(table), images, tmp_path / "datalist.json")
-    after = json.loads((tmp_path / "datalist.json").read_text())
-    for item in after["training"] + after["tuning"]:
-        name = item["image"][1]
-        accepted = [finding["box_px"] for finding in chosen if finding["image"] == name]
-        expected = torch.tensor(sorted([*before[name]["box"], *accepted]))
-        torch.testing.assert_close(torch.tensor(sorted(item["box"])), expected, rtol=0, atol=1e-3)
-    assert sum(len(i["box"]) for i in after["training"] + after["tuning"]) == len(before) + len(chosen)
-
-
-def test_slices_without_a_folder_or_number_keep_their_own_identity(tmp_path: Path) -> None:
-    import numpy as np
-    from scripts.evaluation import write_json
-    from scripts.find_unmarked import by_series, findings_of
-
-    from data_prep.readers import detections_json
-
-    slices = []
-    for image, index in (("a.png", 3), ("b.png", 3), ("S/c.png", None), ("S/d.png", None)):
-        meta = {"slice_index": index, "spacing_mm": [0.5, 0.5, None]}
-        box = np.array([[1.0, 2.0, 9.0, 8.0]])
-        item = {"image_path": image, "meta": meta, "box_px": box, "score": np.array([0.5]), "class": np.array([0])}
-        slices.append(findings_of(item | {"stored_box": [], "spatial_size": (32, 16)}, [0], ["lesion"]))
-    write_json(tmp_path / "detections.json", {"schema_version": 1, "series": by_series(slices)})
-    marks: list[Any] = list(detections_json.read(tmp_path / "detections.json"))
-    assert [mark.image for mark in marks] == ["S/c.png", "S/d.png", "a.png", "b.png"]
-    assert len({mark.bookmark_id for mark in marks}) == 4
-    assert {(mark.columns, mark.rows, mark.spacing_y_mm, mark.spacing_z_mm) for mark in marks} == {(32, 16, 0.5, None)}
-
-
-def test_best_predictions_are_the_highest_scores() -> None:
-    logits, deltas = outputs(2, 3)
-    found = best_predictions(logits, deltas, grid(), count=5)
-    for b in range(2):
-        scores, labels = logits[b].sigmoid().max(1)
-        order = scores.argsort(descending=True)[:5]
-        torch.testing.assert_close(found.scores[b], scores[order])
-        assert torch.equal(found.labels[b], labels[order])
-        torch.testing.assert_close(found.boxes[b], decode(deltas[b][order], grid()[order]))

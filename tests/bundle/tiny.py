@@ -11,6 +11,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
+from monai.bundle import ConfigWorkflow
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2] / "bundles" / "universal_lesion_ct_detection"
 SIZE = 96
@@ -62,6 +64,20 @@ def run(*configs: str, check: bool = True, processes: int = 1, **options: object
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+def here(*configs: str, **words: object) -> ConfigWorkflow:
+    """The same in this process, which has everything imported: the workflow that has run. Errors are raised."""
+    given = {key: str(value) if isinstance(value, Path) else value for key, value in words.items()}
+    files = {"meta_file": "configs/metadata.json", "logging_file": "configs/logging.conf"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(BUNDLE_ROOT)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        workflow = ConfigWorkflow([f"configs/{name}.yaml" for name in configs], workflow_type=None, **files, **given)
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+    return workflow
 
 
 def options(hospital: Path, output: Path, **more: object) -> dict[str, object]:
