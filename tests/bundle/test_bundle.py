@@ -15,7 +15,7 @@ import torch
 from mlflow import MlflowClient
 from monai.bundle import ConfigWorkflow
 from scripts.checkpoint import read
-from tiny import BUNDLE_ROOT, SIZE, make_hospital, options, run
+from tiny import BUNDLE_ROOT, SIZE, here, make_hospital, options, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -128,6 +128,13 @@ def test_evaluation_writes_metrics_plots_and_mlflow(hospital: Path, trained: Pat
     assert "000010" not in logged  # no patient id in the store
 
 
+def test_the_report_shows_the_window_the_weights_were_trained_in(hospital: Path, tmp_path: Path) -> None:
+    words = options(hospital, tmp_path, bootstrap=0)
+    here("train", "untrained", **words, windows_hu=[[-1350, 150], [-175, 275]])
+    evaluation = here("train", "evaluate", **words)
+    assert evaluation.parser.get_parsed_content("report").window_hu == (-1350, 150)
+
+
 def write_ct(path: Path) -> None:
     import nibabel as nib
 
@@ -159,6 +166,23 @@ def test_inference_on_a_nifti_file(trained: Path, tmp_path: Path) -> None:
         assert finding["centre_lps_mm"][1] == pytest.approx((y0 + y1) / 2 - 0.5, abs=1e-2)
         assert finding["centre_lps_mm"][2] == pytest.approx(5 * finding["slice_index"])
         assert finding["category"] in ("small", "large")
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="compiling needs a C++ compiler")
+def test_a_compiled_network_finds_the_same(trained: Path, tmp_path: Path) -> None:
+    write_ct(tmp_path / "ct.nii.gz")
+    found = []
+    for choice in (False, True):
+        run(
+            "inference", dataset_dir=tmp_path / "ct.nii.gz", output_dir=tmp_path / str(choice), device_name="cpu",
+            amp=False, ckpt_path=trained / "model.pt", score_threshold=0.02, compile=choice,
+        )  # fmt: skip
+        (series,) = json.loads((tmp_path / str(choice) / "detections.json").read_text())["series"]
+        found.append(series["findings"])
+    assert len(found[0]) == len(found[1]) > 0
+    for one, other in zip(*found, strict=True):
+        assert one["box_px"] == pytest.approx(other["box_px"], abs=0.05)
+        assert one["score"] == pytest.approx(other["score"], abs=1e-3)
 
 
 def test_a_copied_bundle_works_alone(hospital: Path, trained: Path, tmp_path: Path) -> None:
