@@ -40,6 +40,9 @@ CategoriesFile = Annotated[
     typer.Option("--categories", help="categories.parquet from `categorize`. Without it there is one category."),
 ]
 
+PRETRAIN_EPOCHS, ROUNDS = 3, 2
+"""Of `categorize`: what does best on the choosing half of the judged lesions (docs/categories.md)."""
+
 
 @app.command()
 def phantom(
@@ -155,7 +158,7 @@ def categorize(
         ),
     ] = None,
     pretrain: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--pretrain",
             metavar="EPOCHS",
@@ -163,8 +166,9 @@ def categorize(
             help="Before all else let the network look at the training patients' crops for so many epochs, without any "
             "label (self-supervised, SwAV; its last stages learn that two views of a lesion belong together). Takes "
             "minutes. 0: the network stays as ImageNet made it.",
+            show_default=f"{PRETRAIN_EPOCHS}; 0 with --model",
         ),
-    ] = 0,
+    ] = None,
     clustering: Annotated[
         str, typer.Option("--clustering", help="spectral on a neighbour graph, or k-means (often less clean).")
     ] = "spectral",
@@ -176,7 +180,7 @@ def categorize(
             help="At most so many rounds of clustering; before each but the first the network is fine-tuned on the "
             "categories of the one before, which takes minutes. 1: no fine-tuning.",
         ),
-    ] = 1,
+    ] = ROUNDS,
     tracking_uri: Annotated[
         str | None,
         typer.Option(
@@ -199,6 +203,8 @@ def categorize(
     if categories != "auto" and not (categories.isdecimal() and int(categories) > 0):
         raise DataPrepError(f"--categories must be a number from 1 up, or auto; got {categories!r}")
     count: int | Literal["auto"] = "auto" if categories == "auto" else int(categories)
+    if pretrain is None:
+        pretrain = PRETRAIN_EPOCHS if model is None else 0
     summary = run(
         lesions,
         images,

@@ -80,7 +80,7 @@ def learn(
         extractor: ImageNet's network.
         features_by: another network -> its (N, 3, width) features of the lesions.
         options: of the clusterings.
-        pretraining: of the network, before all else; None: it stays ImageNet's.
+        pretraining: of the network, before all else; None, or fewer lesions than prototypes: it stays ImageNet's.
         mining: the loop.
         tracking_uri: of an MLflow store.
 
@@ -91,6 +91,8 @@ def learn(
     require_enough(len(to_fit), categories)
     mining = mining or MiningSettings()
     before: Pretrained | None = None
+    if pretraining is not None and len(to_fit) < pretraining.prototypes:
+        pretraining = None
     if pretraining is not None:
         before = pretrain_once(
             to_fit,

@@ -129,7 +129,8 @@ def run(
         weights: of the blocks.
         device: "cpu", "cuda"; None takes the GPU where there is one.
         batch_size: crops at a time.
-        pretraining: of the network's last stages on the fitted lesions' crops, without labels; None leaves it out.
+        pretraining: of the network's last stages on the fitted lesions' crops, without labels; None leaves it out, and
+            so do fewer lesions than prototypes, which a message says.
         mining: how the network is fine-tuned on the categories, and for how many rounds.
         tracking_uri: of an MLflow store for the figures of pretraining and rounds; None logs none.
 
@@ -223,6 +224,12 @@ def run(
     fitted.save(out / MODEL_FILE)
     some = [kept[i] for i in shown]
     points = fitted.space.transform(features[shown], positions(some))
+    if pretraining is not None and not summary.pretrained_epochs:
+        few = fitted.fitted_on["lesions"]
+        summary.messages.insert(
+            0, f"no pretraining: {few} lesions of training patients are too few ({pretraining.prototypes} are needed)"
+        )
+        summary.messages.insert(0, few)
     note = _write_cards(some, labels[shown], points, fitted, images, model, out)
     if note is not None:
         summary.messages.insert(0, note)

@@ -229,7 +229,15 @@ def test_losses_go_to_mlflow_once(archive: Archive, pretrained: Path, tmp_path: 
         assert (metric.step, metric.value) == (1, pytest.approx(value))
 
 
-@pytest.mark.parametrize(("given", "expected"), [([], None), (["--pretrain", "7"], PretrainSettings(epochs=7))])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], PretrainSettings(epochs=3)),
+        (["--pretrain", "7"], PretrainSettings(epochs=7)),
+        (["--pretrain", "0"], None),
+        (["--model", "old.safetensors"], None),
+    ],
+)
 def test_the_command_says_how_many_epochs(
     given: list[str], expected: PretrainSettings | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -243,3 +251,9 @@ def test_the_command_says_how_many_epochs(
     command = ["categorize", str(tmp_path / "l.parquet"), "--images", str(tmp_path), "--out", str(tmp_path), *given]
     assert CliRunner().invoke(app, command).exit_code == 0
     assert calls == [expected]
+
+
+def test_fewer_lesions_than_prototypes_are_not_pretrained_on_and_it_is_said(archive: Archive, tmp_path: Path) -> None:
+    summary = categorize(archive, tmp_path, pretraining=PretrainSettings(epochs=1, prototypes=19))
+    assert summary.pretrained_epochs == 0
+    assert "no pretraining: 18 lesions of training patients are too few (19 are needed)" in summary.messages
