@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks.choices import positive, some_of
 from benchmarks.results import RESULTS
-from benchmarks.weights import LEFT_OUT, RECIPES, SHIPPED, ship, try_out
+from benchmarks.weights import LEFT_OUT, RECIPES, SHIPPED, SHIPPED_CYCLES, ship, try_out
 from benchmarks.weights_shown import show
 
 
@@ -38,6 +38,11 @@ def main() -> None:
     trying.set_defaults(run=try_out)
     shipping = what.add_parser("ship", parents=[common], help="train the chosen recipe, judge it, put it in place")
     shipping.add_argument("--recipe", choices=tuple(RECIPES), default=SHIPPED, help="default: %(default)s")
+    shipping.add_argument(
+        "--cycles", type=positive, default=SHIPPED_CYCLES,
+        help="of the learning rate, --epochs each; every one starts from the best weights of the one before "
+        "(default: %(default)s)",
+    )  # fmt: skip
     shipping.set_defaults(run=ship)
     showing = what.add_parser("show", parents=[common], help="find lesions in a whole series (full-range slices)")
     showing.add_argument("--series", default=f"{LEFT_OUT[0]}_01_01", help="folder of IMAGES (default: %(default)s)")

@@ -7,7 +7,7 @@ import csv
 import json
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ COMMON: dict[str, Any] = {
     "slices": 1, "windows_hu": [[0, 255], [0, 130], [60, 190]],
     "size": 448, "ema_decay": 0.998, "val_interval": 2, "flip_average": True,
 }  # fmt: skip
-TRIAL_EPOCHS, SHIPPED_EPOCHS = 5, 16
+TRIAL_EPOCHS, SHIPPED_EPOCHS, SHIPPED_CYCLES = 5, 10, 2
 
 
 @dataclass(frozen=True)
@@ -70,16 +70,27 @@ class Data:
         # A file's name begins with the patient.
         self.stages.run("marks", copy_rows, self.source, self.marks, lambda name: name[:6] not in LEFT_OUT)
         self.stages.run("harvest", data_step, "harvest", self.marks, images=images, out=harvest)
-        self.stages.run("categorize", data_step, "categorize", lesions, images=images, out=categories)
+        # One round on ImageNet's features, as the shipped weights were begun with.
+        self.stages.run(
+            "categorize", data_step, "categorize", lesions, images=images, out=categories, pretrain=0, rounds=1
+        )
         self.stages.run(
             "datalist", data_step, "datalist", lesions, categories=found, images=images, slices=COMMON["slices"],
             out=self.datalist,
         )  # fmt: skip
 
-    def train(self, recipe: str, name: str, epochs: int) -> dict[str, Any]:
-        """Train; the figures of the tuning patients."""
+    def train(self, recipe: str, name: str, epochs: int, start: str | None = None) -> dict[str, Any]:
+        """Train, from ImageNet's weights or those of another training; the figures of the tuning patients."""
         options = {**COMMON, **RECIPES[recipe].options, "max_epochs": epochs}
-        return arm(self.stages, self.work, name, train=self.datalist, section="tuning", **self.judged, **options)
+        configs: tuple[str, ...] = ("train",)
+        if start is not None:
+            configs, options["start_from"] = ("train", "finetune"), self.work / start / "model.pt"
+            for key in ("slices", "windows_hu", "size", "flip_average"):
+                del options[key]  # finetune.yaml takes them from the weights
+        return arm(
+            self.stages, self.work, name, train=self.datalist, configs=configs, section="tuning", **self.judged,
+            **options,
+        )  # fmt: skip
 
     def judge(self, name: str, section: str) -> dict[str, Any]:
         return evaluated(self.stages, self.work, name, section=section, **self.judged)
@@ -130,8 +141,12 @@ def ship(arguments: argparse.Namespace) -> None:
     data = Data(arguments)
     data.prepare()
     epochs = arguments.epochs or SHIPPED_EPOCHS
-    name = f"ship {arguments.recipe}, {epochs} epochs, seed {arguments.seed}"
-    tuning = data.train(arguments.recipe, name, epochs)
+    names = [f"ship {arguments.recipe}, {epochs} epochs, seed {arguments.seed}"]
+    tuning = [data.train(arguments.recipe, names[0], epochs)]
+    for cycle in range(2, arguments.cycles + 1):
+        names.append(f"{names[0]}, cycle {cycle}")
+        tuning.append(data.train(arguments.recipe, names[-1], epochs, start=names[-2]))
+    name = names[-1]
     validation = data.judge(name, "validation")
     home = data.work / name
     # At every start: another recipe's may have been put there since.
@@ -142,8 +157,8 @@ def ship(arguments: argparse.Namespace) -> None:
     report = home / "evaluation" / "validation"
     for picture in ("froc.png", "overlays.png"):
         shutil.copyfile(report / picture, figures / picture)
-    learning_curve(data.work / "mlruns.db", name, figures / "learning_curve.png")
-    card(data, arguments, name, epochs, digest, tuning, validation, opened)
+    learning_curve(data.work / "mlruns.db", names, figures / "learning_curve.png")
+    card(data, arguments, names, epochs, digest, tuning, validation, opened)
 
 
 def install(weights: Path, models: Path) -> str:
@@ -209,21 +224,26 @@ def pace(store: Path, run: str, batch_size: int = 8) -> str:
     )
 
 
-def learning_curve(store: Path, run: str, target: Path) -> None:
-    """Training loss and the tuning patients' mean sensitivity over the epochs, from MLflow."""
+def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
+    """Training loss and the tuning patients' mean sensitivity over the epochs of all cycles, from MLflow."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    client, found = run_of(store, run)
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for key, label, side, colour in (
         ("train/loss", "training loss", axes, "C0"),
         ("tuning/average_sensitivity", "tuning patients: mean sensitivity at .5 to 4 FP", axes.twinx(), "C1"),
     ):
-        history = sorted(client.get_metric_history(found.info.run_id, key), key=lambda metric: metric.step)
-        side.plot([metric.step for metric in history], [metric.value for metric in history], colour, marker=".")
+        done = 0
+        for run in runs:
+            client, found = run_of(store, run)
+            history = sorted(client.get_metric_history(found.info.run_id, key), key=lambda metric: metric.step)
+            side.plot(
+                [done + metric.step for metric in history], [metric.value for metric in history], colour, marker="."
+            )
+            done += history[-1].step
         side.set_ylabel(label, color=colour, fontsize=8)
     axes.set_xlabel("epoch")
     figure.savefig(target, dpi=120)
@@ -231,8 +251,8 @@ def learning_curve(store: Path, run: str, target: Path) -> None:
 
 
 def card(
-    data: Data, arguments: argparse.Namespace, name: str, epochs: int, digest: str, tuning: Mapping[str, Any],
-    validation: Mapping[str, Any], opened: list[dict[str, str]],
+    data: Data, arguments: argparse.Namespace, names: Sequence[str], epochs: int, digest: str,
+    tuning: Sequence[Mapping[str, Any]], validation: Mapping[str, Any], opened: list[dict[str, str]],
 ) -> None:  # fmt: skip
     """Write the measured part of the model card."""
     counts = data.counts()
@@ -240,13 +260,17 @@ def card(
     lines = [
         HEAD,
         row("**official validation patients**", validation),
-        row("tuning patients, who chose the epoch", tuning),
+        *(
+            row(f"tuning patients, who chose the epoch{f', cycle {i}' if len(tuning) > 1 else ''}", metrics)
+            for i, metrics in enumerate(tuning, 1)
+        ),
         "",
         f"`models/model.pt`, {model.stat().st_size / 2**20:.1f} MiB, SHA-256 `{digest}`. Validation: "
         f"{validation['images']} slices, {validation['lesions']} lesions, {validation['patients']} patients. "
-        f"Trained on {counts['training']} official train slices for {epochs} epochs in {minutes(data.work / name)}, "
+        f"Trained on {counts['training']} official train slices for {len(names)} cycle(s) of the learning rate of "
+        f"{epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
         f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {RECIPES[arguments.recipe].title}. "
-        f"{what_is_common()} {pace(data.work / 'mlruns.db', name)} "
+        f"{what_is_common()} {pace(data.work / 'mlruns.db', names[-1])} "
         f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "
         f"Machine: {machine()}. Command: `python scripts/train_weights.py ship ...`, {today()}.",
         "",
