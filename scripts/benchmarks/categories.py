@@ -7,34 +7,31 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from benchmarks import category_arms as arms
-from benchmarks.results import machine, today, write_section
+from benchmarks.planted import planted
+from benchmarks.results import machine, today, with_interval, write_section
+from sklearn.metrics import normalized_mutual_info_score
 from stages import data_step
 
-from data_prep.categorize.backbone import FeatureExtractor
 from data_prep.categorize.clustering import fit_clustering
-from data_prep.categorize.crops import CropSettings
-from data_prep.categorize.features import extract
-from data_prep.categorize.judge import judge, linear_classifier, planted_kinds
-from data_prep.categorize.pipeline import select
+from data_prep.categorize.judge import judge
 from data_prep.categorize.pretrain import PretrainSettings
 from data_prep.categorize.retrieval import time_search
-from data_prep.categorize.space import BlockWeights, FeatureSpace, positions
 from data_prep.category_names import NAMES_FILE, read_names
-from data_prep.lesion import COARSE_TYPES, Lesion, read_lesions
+from data_prep.lesion import COARSE_TYPES, Lesion
 
-PHANTOM_PATIENTS = 52  # the demo's
 LARGE, HUGE, DIMENSIONS = 33_000, 1_000_000, 99  # lesions of DeepLesion; feature rows; numbers of a lesion's point
-DEFAULT = "ImageNet + position, single shot"
+SINGLE_SHOT = "ImageNet + position, single shot"
 MINED = "loop + position"
-PRETRAINED_MINED = "SwAV, loop + position"
-LOOPS = ("loop", MINED, PRETRAINED_MINED)
+DEFAULT = "SwAV, loop + position"
+"""What `categorize` does, but that it mines as many categories as it is asked for."""
+LOOPS = ("loop", MINED, DEFAULT)
 
 
 def categories(arguments: argparse.Namespace) -> None:
@@ -60,7 +57,8 @@ def categories(arguments: argparse.Namespace) -> None:
         [
             _types_table(found),
             _interval(data, found),
-            *(_rounds(name, found[name]) for name in (MINED, PRETRAINED_MINED)),
+            _choice(data, found),
+            *(_rounds(name, found[name]) for name in (MINED, DEFAULT)),
             _gains(found),
             _probes(found),
             "Two categorisers (ImageNet + position, single shot), each fitted on a random half of the training "
@@ -73,7 +71,7 @@ def categories(arguments: argparse.Namespace) -> None:
     )
     write_section("categories", "Categories of real lesions against their official types", text, arguments.results)
     write_section("categories-phantom", "Categories: planted kinds, and time",
-                  _phantom(work, arguments.seed) + "\n\n" + _times(arguments.seed), arguments.results)  # fmt: skip
+                  planted(work, arguments.seed) + "\n\n" + _times(arguments.seed), arguments.results)  # fmt: skip
 
 
 def mean_sd(values: Sequence[float]) -> str:
@@ -97,17 +95,34 @@ def _types_table(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines).strip()
 
 
+def _half(lesions: Sequence[Lesion], half: str) -> tuple[list[int], list[int], list[str]]:
+    """Which of the judged lesions are in a half, their types and their patients."""
+    rows = [i for i, lesion in enumerate(lesions) if arms.in_half(lesion.patient_id or "", half)]
+    return rows, [lesions[i].coarse_type or 0 for i in rows], [lesions[i].patient_id or "" for i in rows]
+
+
+def _choice(data: arms.Data, found: dict[str, list[dict[str, Any]]]) -> str:
+    """What the defaults were chosen by."""
+    rows, types, whose = _half(data.lesions[data.fitted :], "choosing")
+    lines = [
+        f"NMI on the choosing half ({len(rows)} lesions of {len(set(whose))} patients), by which the defaults were "
+        "chosen:", "", f"| | {' | '.join(f'k = {k}' for k in arms.KS)} |", "| --- |" + " --- |" * len(arms.KS),
+    ]  # fmt: skip
+    for name, done in found.items():
+        labels = [[[one["labels"][str(k)][i] for i in rows] for one in done] for k in arms.KS]
+        cells = [mean_sd([normalized_mutual_info_score(types, of_seed) for of_seed in of_k]) for of_k in labels]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _interval(data: arms.Data, found: dict[str, list[dict[str, Any]]]) -> str:
     """The spread over patients, which a spread over seeds does not show."""
-    lesions = data.lesions[data.fitted :]
-    rows = [i for i, lesion in enumerate(lesions) if arms.in_half(lesion.patient_id or "", "reporting")]
-    types = [lesions[i].coarse_type or 0 for i in rows]
-    whose = [lesions[i].patient_id or "" for i in rows]
+    rows, types, whose = _half(data.lesions[data.fitted :], "reporting")
     parts = []
-    for name in (DEFAULT, MINED):
+    for name in (SINGLE_SHOT, DEFAULT):
         labels = found[name][0]["labels"]["8"]
         nmi = judge(types, [labels[i] for i in rows], whose).nmi
-        parts.append(f"{name}: {nmi.value:.3f} ({nmi.low:.3f} to {nmi.high:.3f})")
+        parts.append(f"{name}: {with_interval(*astuple(nmi))}")
     return (
         f"The ± are standard deviations over seeds. The reporting half has {len(rows)} lesions of {len(set(whose))} "
         f"patients, so who is in it matters more: 95 % bootstrap intervals by patient of the first seed's NMI at k = 8 "
@@ -168,17 +183,21 @@ def _probes(found: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join([*lines, "", f"Hits drawn at random have a precision of {chance:.3f}."])
 
 
-def _composition(cards: Path, judge: Sequence[Lesion]) -> str:
+def _composition(cards: Path, judged: Sequence[Lesion]) -> str:
     """Of which types the categories are that ``categorize`` makes by default."""
     labels = pd.read_parquet(cards / "categories.parquet").set_index("lesion_id")["category"]
     names = read_names(cards / NAMES_FILE).names
-    types = [COARSE_TYPES[lesion.coarse_type or 0] for lesion in judge]
-    table = pd.crosstab([names[labels[lesion.lesion_id]] for lesion in judge], types)
+    types = [COARSE_TYPES[lesion.coarse_type or 0] for lesion in judged]
+    table = pd.crosstab([names[labels[lesion.lesion_id]] for lesion in judged], types)
     lines = ["The categories that `categorize` makes by default, by the official types of all validation lesions:", "",
              f"| category (its proposed name) | {' | '.join(table.columns)} | commonest |",
              "| --- |" + " --- |" * (len(table.columns) + 1)]  # fmt: skip
     for name, row in table.loc[[name for name in names.values() if name in table.index]].iterrows():
         lines.append(f"| {name} | {' | '.join(map(str, row))} | {row.max() / row.sum():.0%} {row.idxmax()} |")
+    rows, kinds, whose = _half(judged, "reporting")
+    scores = judge(kinds, [int(labels[judged[i].lesion_id]) for i in rows], whose)
+    nmi, purity = (with_interval(*astuple(score)) for score in (scores.nmi, scores.purity))
+    lines += ["", f"On the reporting half: NMI {nmi}, purity {purity}."]
     return "\n".join(lines)
 
 
@@ -193,75 +212,11 @@ def _method(data: arms.Data, arguments: argparse.Namespace) -> str:
         f"most {arguments.rounds} rounds and takes a round by its agreement; its features are then clustered into "
         "each k. 'auto' is the first seed's choice. Rival: SwAV from ImageNet's weights, "
         f"{PretrainSettings().epochs} epochs on the training lesions' crops, as `categorize --pretrain` does it; "
-        f"{PRETRAINED_MINED}: each round of the loop starts from the rival's weights instead of ImageNet's. The seeds "
+        f"{DEFAULT}: each round of the loop starts from the rival's weights instead of ImageNet's. The seeds "
         "decide clustering and training; the moved views are the same for all. HU are "
         f"clipped to 0..255 in these files. Seeds {arguments.seed} to {arguments.seed + arguments.seeds - 1}. "
         f"Machine: {machine()}. Command: `python scripts/benchmark.py categories ...`, {today()}."
     )
-
-
-# --- the phantom ---------------------------------------------------------------------------------------------------
-
-
-def _phantom(work: Path, seed: int) -> str:
-    """Whether planted kinds are found again, also where a tenth of the training boxes lies anywhere."""
-    folder, harvest = work / "phantom", work / "phantom-harvest"
-    if not (harvest / "lesions.parquet").is_file():
-        data_step("phantom", folder, patients=PHANTOM_PATIENTS, seed=seed)
-        data_step("harvest", folder / "DL_info.csv", images=folder / "Images_png", out=harvest)
-    lesions, _ = select(read_lesions(harvest / "lesions.parquet"))
-    kinds = planted_kinds(lesions, folder / "truth" / "datalist.json")
-    clean = _planted(lesions, kinds, folder / "Images_png", work, seed)
-    generator = np.random.default_rng(seed)
-    moved = {lesions[i].lesion_id for i in generator.permutation(len(lesions))[: len(lesions) // 10]}
-    noisy = [_anywhere(one, generator) if one.lesion_id in moved and one.split == "train" else one for one in lesions]
-    spoilt = _planted(noisy, {key: kind for key, kind in kinds.items() if key not in moved}, folder / "Images_png",
-                      work, seed)  # fmt: skip
-    names = Counter(kinds.values())
-    return (
-        f"Phantom hospital, {len(lesions):,} lesions of {len(names)} planted kinds, as many categories, fitted on the "
-        f"training patients and judged on the others: adjusted Rand index {clean['ari']} ({clean['judged']} lesions; "
-        f"aim .9). A classifier that is told the kinds of the training lesions (logistic regression) reaches "
-        f"{clean['told']} on the same features and lesions. With a tenth of the training boxes moved to random places: "
-        f"{spoilt['ari']}, and {spoilt['told']} for the classifier, which is not shown the moved ones; the smallest "
-        f"category then has {spoilt['smallest']} of {spoilt['fitted']} fitted lesions. Seed {seed}."
-    )
-
-
-def _planted(lesions: list[Lesion], kinds: dict[str, str], images: Path, work: Path, seed: int) -> dict[str, Any]:
-    extractor = FeatureExtractor("cpu")
-    extraction = extract(lesions, images, extractor, CropSettings(), work / "features")
-    kept = [lesions[i] for i in extraction.kept]
-    train = np.array([lesion.split == "train" for lesion in kept])
-    place = positions(kept)
-    space = FeatureSpace.fit(extraction.features[train], place[train], BlockWeights())
-    X = space.transform(extraction.features, place)
-    k = len(set(kinds.values()))
-    clustering, fitted = fit_clustering(X[train], k, method="spectral", seed=seed)
-    rows = [i for i, lesion in enumerate(kept) if not train[i] and lesion.lesion_id in kinds]
-    truth = [kinds[kept[i].lesion_id] for i in rows]
-    whose = [kept[i].patient_id or "" for i in rows]
-    told = [i for i, lesion in enumerate(kept) if train[i] and lesion.lesion_id in kinds]
-    numbers = np.unique([kinds[kept[i].lesion_id] for i in told], return_inverse=True)[1]
-    classifier = linear_classifier().fit(X[told], numbers)
-    scores = {
-        "ari": judge(truth, clustering.assign(X[rows]).tolist(), whose).ari,
-        "told": judge(truth, classifier.predict(X[rows]).tolist(), whose).ari,
-    }
-    return {
-        **{name: f"{score.value:.3f} ({score.low:.3f} to {score.high:.3f})" for name, score in scores.items()},
-        "judged": len(rows), "fitted": len(fitted), "smallest": int(np.bincount(fitted, minlength=k).min()),
-    }  # fmt: skip
-
-
-def _anywhere(lesion: Lesion, generator: np.random.Generator) -> Lesion:
-    """The lesion's box, of its size, somewhere else on its slice."""
-    assert lesion.box_px is not None
-    x0, y0, x1, y1 = lesion.box_px
-    width, height = x1 - x0, y1 - y0
-    x = float(generator.uniform(0, max(1.0, (lesion.columns or 512) - width)))
-    y = float(generator.uniform(0, max(1.0, (lesion.rows or 512) - height)))
-    return replace(lesion, x0=x, y0=y, x1=x + width, y1=y + height)
 
 
 # --- time ----------------------------------------------------------------------------------------------------------

@@ -39,6 +39,11 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
     return middle if low == high else f"{middle} ({low} to {high})"
 
 
+def with_interval(value: float, low: float | None, high: float | None) -> str:
+    """A figure with its interval, "0.512 (0.463 to 0.561)"; without one where there is none."""
+    return f"{value:.3f}" if low is None or high is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
 def write_section(name: str, title: str, text: str, results: Path = RESULTS) -> None:
     """Replace one section of docs/results.md (or of ``results``), between its two comment lines."""
     begin, end = f"<!-- {name}: written by a script, do not edit -->", f"<!-- end of {name} -->"

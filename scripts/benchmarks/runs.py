@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import with_interval
 from stages import Stages, bundle
 
 HEAD = (
@@ -61,14 +62,9 @@ def judged_twice(
 def row(name: str, metrics: Mapping[str, Any]) -> str:
     """A line of the table: name, sensitivities, their mean, accuracy."""
 
-    def show(figure: Mapping[str, Any], interval: bool = False) -> str:
-        text = f"{figure['value']:.3f}"
-        return (
-            f"{text} ({figure['low']:.3f} to {figure['high']:.3f})" if interval and figure["low"] is not None else text
-        )
-
-    cells = [show(figure) for figure in metrics["froc"].values()]
-    cells += [show(metrics["average_sensitivity"], True), show(metrics["accuracy_at_iou"]["0.5"], True)]
+    cells = [f"{figure['value']:.3f}" for figure in metrics["froc"].values()]
+    for figure in (metrics["average_sensitivity"], metrics["accuracy_at_iou"]["0.5"]):
+        cells.append(with_interval(figure["value"], figure["low"], figure["high"]))
     return f"| {name} | " + " | ".join(cells) + " |"
 
 

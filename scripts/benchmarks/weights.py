@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.deeplesion import copy_rows
-from benchmarks.results import machine, today, write_section
+from benchmarks.results import machine, today, with_interval, write_section
 from benchmarks.runs import HEAD, NOTES, arm, evaluated, minutes, row
 from stages import BUNDLE, Stages, command, data_step
 
@@ -283,11 +283,8 @@ def card(
         for group, figures in validation[key].items():
             count = figures["average_sensitivity"]["n"]
             if count:
-                cells = [
-                    shown(figures["froc"]["0.5"]),
-                    shown(figures["froc"]["4"]),
-                    shown(figures["average_sensitivity"]),
-                ]
+                chosen = (figures["froc"]["0.5"], figures["froc"]["4"], figures["average_sensitivity"])
+                cells = [with_interval(one["value"], one["low"], one["high"]) for one in chosen]
                 lines.append(f"| {title}: {group} | {count} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -301,8 +298,3 @@ def card(
         for one in opened
     ]
     write_section("weights", "Figures", "\n".join(lines), BUNDLE / "docs" / "model_card.md")
-
-
-def shown(figure: Mapping[str, Any]) -> str:
-    """A value with its interval."""
-    return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
