@@ -90,7 +90,8 @@ def harvest(
     workers: Workers = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Collect marks: DICOM SR, presentation states, AIM, SEG, RTSTRUCT, NIfTI masks, DeepLesion and plain CSVs.
+    """Collect marks: DICOM SR, presentation states, AIM, SEG, RTSTRUCT, NIfTI masks, key-object notes,
+    DeepLesion and plain CSVs, a detector's detections.json.
 
     What a file is, is judged by its content. Writes bookmarks.parquet (every mark), lesions.parquet (marks merged into
     lesions with boxes) and rejected.csv (what was not harvested, and why). If it is stopped, the same command goes on.

@@ -40,8 +40,9 @@ class HarvestSummary:
 
     ``bookmarks`` is by (source, form). ``images`` are files that are images, not marks. ``with_image`` counts lesions
     whose PNG slice is there (``images_checked``: whether a folder was given to look in), ``with_dicom`` lesions whose
-    DICOM image is there. ``rejected`` is the number of rows of ``rejected.csv``, of which ``duplicates`` are copies of
-    a harvested mark.
+    DICOM image is there. ``reviews_kept`` counts states that people had given to lesions of an earlier harvest into the
+    same folder, ``reviews_gone`` those whose lesion is no longer there. ``rejected`` is the number of rows of
+    ``rejected.csv``, of which ``duplicates`` are copies of a harvested mark.
     """
 
     files: int
@@ -54,6 +55,8 @@ class HarvestSummary:
     images_checked: bool
     patients: int
     patients_in_two_splits: int
+    reviews_kept: int = 0
+    reviews_gone: int = 0
     rejected: int
     duplicates: int
 
@@ -78,6 +81,9 @@ class HarvestSummary:
             lines.append(
                 f"    {self.patients_in_two_splits:,} patients are stated in two splits; each went to one as a whole"
             )
+        if self.reviews_kept or self.reviews_gone:
+            gone = f"; {self.reviews_gone:,} were of lesions that are no longer there" if self.reviews_gone else ""
+            lines.append(f"    {self.reviews_kept:,} review states of the earlier lesions.parquet were kept{gone}")
         lines.append(f"{self.rejected:,} rows in rejected.csv ({self.duplicates:,} of them copies)")
         return lines
 
@@ -150,6 +156,8 @@ def harvest(
         images_checked=images is not None,
         patients=joined.patients,
         patients_in_two_splits=joined.patients_in_two_splits,
+        reviews_kept=joined.reviews_kept,
+        reviews_gone=joined.reviews_gone,
         rejected=rejected,
         duplicates=joined.duplicates,
     )

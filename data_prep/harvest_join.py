@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +31,7 @@ from data_prep.lesion import LESION_SCHEMA, Lesion
 from data_prep.merge import merge
 from data_prep.readers import Rejection
 from data_prep.release_lesions import is_release_row, release_lesions
+from data_prep.review import review_states
 from data_prep.splits import Patients
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Joined:
     duplicates: int = 0
     patients: int = 0
     patients_in_two_splits: int = 0
+    reviews_kept: int = 0
+    reviews_gone: int = 0  # of lesions that this harvest does not have
     rejections: list[Rejection] = field(default_factory=list)
 
 
@@ -90,7 +93,7 @@ def join(
     pool: Executor | None = None,
     on_progress: Callable[[int], object] = lambda rows: None,
 ) -> Joined:
-    """Merge the parts into the two tables in ``out``.
+    """Merge the parts into the two tables in ``out``; review states of the lesions that are there already are kept.
 
     Args:
         parts: the Parquet files of bookmarks.
@@ -110,6 +113,7 @@ def join(
     buckets = _buckets(keys)
     result.duplicates = int((buckets < 0).sum())
     seen: set[str] = set()
+    reviews = review_states(out / "lesions.parquet")
     with (
         atomic_path(out / "bookmarks.parquet") as bookmarks_path,
         atomic_path(out / "lesions.parquet") as lesions_path,
@@ -121,6 +125,7 @@ def join(
 
         def finish(bucket: _Bucket) -> None:
             marks, lesions = _complete(bucket, patients, image_exists, result)
+            lesions = _reviewed(lesions, reviews, result)
             for before in written:
                 before.result()
             written[:] = [
@@ -140,7 +145,19 @@ def join(
         for last in written:
             last.result()
     result.patients = len(seen)
+    result.reviews_gone = len(reviews) - result.reviews_kept
     return result
+
+
+def _reviewed(lesions: pa.Table, reviews: Mapping[str, str], result: Joined) -> pa.Table:
+    """The lesions with the states that a person gave them before."""
+    if not reviews:
+        return lesions
+    known = [reviews.get(key) for key in lesions["lesion_id"].to_pylist()]
+    result.reviews_kept += len(known) - known.count(None)
+    at = lesions.schema.get_field_index("review")
+    states = pc.coalesce(pa.array(known, pa.string()), lesions["review"])
+    return lesions.set_column(at, lesions.schema.field(at), states)
 
 
 def _scan(parts: Sequence[Path], find_image: FindImage | None) -> tuple[pa.Table, Patients]:

@@ -6,6 +6,10 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from data_prep.errors import DataPrepError
 from data_prep.lesion import read_lesions, write_lesions
 
@@ -21,6 +25,15 @@ def read_ids(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataPrepError(f"{path}: cannot be read; give a text file with one lesion_id a line") from error
     return [text for line in lines if (text := line.split("#", 1)[0].strip())]
+
+
+def review_states(lesions: Path) -> dict[str, str]:
+    """lesion_id -> "accepted" or "rejected", of those that a person has reviewed; empty where there is no such file."""
+    try:
+        table = pq.read_table(lesions, columns=["lesion_id", "review"], filters=pc.field("review") != "unreviewed")
+    except (OSError, pa.ArrowException):
+        return {}
+    return dict(zip(table["lesion_id"].to_pylist(), table["review"].to_pylist(), strict=True))
 
 
 def review(lesions: Path, *, accept: Iterable[str] = (), reject: Iterable[str] = ()) -> tuple[int, int]:

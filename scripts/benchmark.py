@@ -51,7 +51,7 @@ def main() -> None:
         "--repetitions", type=positive, default=5, help="of each timing (harvest, detector; default: %(default)s)"
     )
     parser.add_argument("--seeds", type=positive, help="trainings of each arm (default: 2, categories 5)")
-    parser.add_argument("--rounds", type=positive, default=3, help="of mining (categories; default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=2, help="of mining (categories; default: %(default)s)")
     parser.add_argument(
         "--patients", type=int, default=52, help="of the phantom (unmarked, ablations; default: %(default)s)"
     )

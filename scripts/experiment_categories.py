@@ -37,7 +37,7 @@ def main() -> None:
     )
     common.add_argument("--sizes", type=sizes, default=[1.0], help="shares of the training patients, e.g. 0.25,0.5,1")
     common.add_argument("--epochs", type=positive, help="of all the slices; fewer slices get as many steps")
-    common.add_argument("--rounds", type=positive, default=3, help="of mining, at most (default: %(default)s)")
+    common.add_argument("--rounds", type=positive, default=2, help="of mining, at most (default: %(default)s)")
     common.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
     budget = "start no training that would end after so many minutes of training in all (default: {})"
     what = parser.add_subparsers(dest="what", required=True)

@@ -229,7 +229,6 @@ def run(
         summary.messages.insert(
             0, f"no pretraining: {few} lesions of training patients are too few ({pretraining.prototypes} are needed)"
         )
-        summary.messages.insert(0, few)
     note = _write_cards(some, labels[shown], points, fitted, images, model, out)
     if note is not None:
         summary.messages.insert(0, note)

@@ -95,7 +95,8 @@ def _findings(source: Path) -> tuple[list[Bookmark], list[Rejection], tuple[str,
     elif detections_json.recognise(head, source):
         read = [_as_finding(mark) for mark in detections_json.read(source)]
         model = detections_json.load(source).get("model") or {}
-        algorithm = (str(model.get("name") or "lesion detector"), str(model.get("version") or "unknown"))
+        version = model.get("version") or str(model.get("sha256") or "unknown")[:12]
+        algorithm = (str(model.get("name") or "lesion detector"), str(version))
     else:
         raise DataPrepError(f"{source}: neither a detections.json nor a lesions.parquet")
     marks = [mark for mark in read if isinstance(mark, Bookmark)]

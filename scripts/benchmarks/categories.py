@@ -19,13 +19,18 @@ from benchmarks.results import machine, today, with_interval, write_section
 from sklearn.metrics import normalized_mutual_info_score
 from stages import data_step
 
+from data_prep.categorize.backbone import FeatureExtractor
+from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.clustering import fit_clustering
-from data_prep.categorize.judge import judge
+from data_prep.categorize.features import extract
+from data_prep.categorize.judge import Half, judge
 from data_prep.categorize.pretrain import PretrainSettings
-from data_prep.categorize.retrieval import time_search
+from data_prep.categorize.retrieval import judge_retrieval, time_search
+from data_prep.categorize.space import positions
 from data_prep.category_names import NAMES_FILE, read_names
 from data_prep.lesion import COARSE_TYPES, Lesion
 
+HALVES: tuple[Half, ...] = ("reporting", "all")
 LARGE, HUGE, DIMENSIONS = 33_000, 1_000_000, 99  # lesions of DeepLesion; feature rows; numbers of a lesion's point
 SINGLE_SHOT = "ImageNet + position, single shot"
 MINED = "loop + position"
@@ -66,6 +71,7 @@ def categories(arguments: argparse.Namespace) -> None:
             + " and ".join(f"{mean_sd(values)} at k = {k}" for k, values in stable.items())
             + f" ({len(stable[5])} splits).",
             _composition(cards, data.lesions[data.fitted :]),
+            _retrieval(cards, data),
             _method(data, arguments),
         ]
     )
@@ -198,6 +204,26 @@ def _composition(cards: Path, judged: Sequence[Lesion]) -> str:
     scores = judge(kinds, [int(labels[judged[i].lesion_id]) for i in rows], whose)
     nmi, purity = (with_interval(*astuple(score)) for score in (scores.nmi, scores.purity))
     lines += ["", f"On the reporting half: NMI {nmi}, purity {purity}."]
+    return "\n".join(lines)
+
+
+def _retrieval(cards: Path, data: arms.Data) -> str:
+    """How well ``search --like`` does, by type."""
+    made = Categorizer.load(cards / "categorizer.safetensors")
+    judged = data.lesions[data.fitted :]
+    extraction = extract(judged, data.images, FeatureExtractor("cpu", made.tail), made.crops, cards / "features")
+    kept = [judged[i] for i in extraction.kept]
+    X = made.space.transform(extraction.features, positions(kept))
+    found = {half: judge_retrieval(kept, X, half) for half in HALVES}
+    lines = ["`search --like` with this categoriser: the part of a lesion's ten nearest lesions of other patients that "
+             "have its type (precision at 10), and what hits drawn at random have:", "",
+             "| type | reporting half | all: includes the choosing half | at random |",
+             "| --- | --- | --- | --- |"]  # fmt: skip
+    for name in ("every type", *found["all"].by_type):
+        shown = [one.overall if name == "every type" else one.by_type.get(name) for one in found.values()]
+        cells = ["" if one is None else with_interval(*astuple(one.precision)) for one in shown]
+        chance = "" if shown[-1] is None else f"{shown[-1].chance:.3f}"
+        lines.append(f"| {name} | {' | '.join(cells)} | {chance} |")
     return "\n".join(lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -201,6 +202,7 @@ def opening(record: Path, digest: str, metrics: Mapping[str, Any]) -> list[dict[
 
 def run_of(store: Path, run: str) -> Any:
     """The MLflow run of a name, and the client that reads it."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{store}")

@@ -11,8 +11,9 @@ import pytest
 from nibabel.affines import apply_affine
 from pydicom.dataset import FileMetaDataset
 from scripts.contract import make
+from scripts.errors import BundleError
 from scripts.inference import SeriesDataset
-from scripts.volume import Volume, load
+from scripts.volume import AIR_HU, Volume, load
 
 SHAPE, SPACING = (40, 32, 12), np.array([0.8, 0.9, 2.5])
 ORIGIN = np.array([-20.0, -35.0, 100.0])
@@ -123,6 +124,43 @@ def test_a_missing_or_doubled_slice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "twice" / "copy.dcm").write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match="same place"):
         load(tmp_path / "twice", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("signed", "value", "limit"), [(0, 24, None), (1, 63536, None), (1, -2000, -1990), (0, 20, 30)]
+)
+def test_padding_becomes_air_however_its_value_is_written(
+    tmp_path: Path, signed: int, value: int, limit: int | None
+) -> None:
+    write_dicom(tmp_path)
+    stored = -2000 if signed else 24
+    for file in tmp_path.iterdir():
+        ds = pydicom.dcmread(file)
+        pixels = ds.pixel_array.astype(np.int16)
+        pixels[:3] = stored
+        ds.PixelRepresentation, ds.PixelData = signed, pixels.tobytes()
+        ds.add_new(0x00280120, "SS" if value < 0 else "US", value)
+        if limit is not None:
+            ds.add_new(0x00280121, "SS" if limit < 0 else "US", limit)
+        ds.save_as(file)
+    hu = load(tmp_path).hu
+    assert (hu[:, :3] == AIR_HU).all()
+    assert (hu[:, 3:] >= -50).all()
+
+
+@pytest.mark.parametrize("tag", ["RescaleSlope", "RescaleIntercept"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_values_that_are_not_hu_are_refused(tmp_path: Path, tag: str, empty: bool) -> None:
+    write_dicom(tmp_path)
+    file = tmp_path / "07.dcm"
+    ds = pydicom.dcmread(file)
+    if empty:
+        ds[tag].value = ""
+    else:
+        delattr(ds, tag)
+    ds.save_as(file)
+    with pytest.raises(BundleError, match=r"07\.dcm: no RescaleSlope and RescaleIntercept"):
+        load(tmp_path)
 
 
 def test_what_is_no_series_is_refused(tmp_path: Path) -> None:

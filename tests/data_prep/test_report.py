@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from pydicom import Dataset, dcmread
+from pydicom import DataElement, Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -100,6 +100,30 @@ def test_detections_come_back_as_the_same_boxes(tmp_path: Path) -> None:
     assert "Algorithm Name" in text
     assert "detector" in text
     assert not (tmp_path / "out" / "rejected.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [({"version": "0.1"}, "0.1"), ({"file": "model.pt", "sha256": "ab" * 32}, "abababababab"), ({}, "unknown")],
+)
+def test_the_report_says_which_weights_found_it(tmp_path: Path, model: dict[str, str], expected: str) -> None:
+    uids = series(tmp_path / "ct")
+    source = detections(tmp_path / "detections.json", (uids[0], 0, [1, 2, 3, 4], 0.5))
+    source.write_text(json.dumps({**json.loads(source.read_text()), "model": model}))
+    report(source, tmp_path / "ct", tmp_path / "out", progress=False)
+    (path,) = (tmp_path / "out").glob("*.dcm")
+    versions: list[str] = []
+
+    def look(_: Dataset, element: DataElement) -> None:
+        if element.keyword == "ContentSequence":
+            versions.extend(
+                item.TextValue
+                for item in element.value
+                if item.ConceptNameCodeSequence[0].CodeMeaning == "Algorithm Version"
+            )
+
+    dcmread(path).walk(look)
+    assert set(versions) == {expected}
 
 
 def test_same_input_same_files(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import DataPrepError
+from data_prep.harvest import harvest
 from data_prep.lesion import Lesion, read_lesions, write_lesions
 from data_prep.review import read_ids, review
 
@@ -36,6 +37,21 @@ def test_unknown_ids_change_nothing(table: Path) -> None:
     with pytest.raises(DataPrepError, match=r"at once: a$"):
         review(table, accept=["a", "b"], reject=["a"])
     assert table.read_bytes() == before
+
+
+def test_another_harvest_keeps_the_states_of_what_is_still_there(tmp_path: Path) -> None:
+    source, out = tmp_path / "marks.csv", tmp_path / "out"
+    rows = [f"ellipse,{x} 10 {x + 20} 10 {x + 10} 5 {x + 10} 15,s/{x:03d}.png,p{x}" for x in (10, 40, 70)]
+    source.write_text("\n".join(["form,points_px,image,patient_id", *rows, ""]), encoding="utf-8")
+    first = harvest([source], out, progress=False)
+    assert (first.lesions, first.reviews_kept, first.reviews_gone) == (3, 0, 0)
+    ids = {lesion.image: lesion.lesion_id for lesion in read_lesions(out / "lesions.parquet")}
+    review(out / "lesions.parquet", accept=[ids["s/010.png"]], reject=[ids["s/070.png"]])
+    source.write_text("\n".join(["form,points_px,image,patient_id", *rows[:2], ""]), encoding="utf-8")
+    second = harvest([source], out, progress=False)
+    assert (second.lesions, second.reviews_kept, second.reviews_gone) == (2, 1, 1)
+    assert any("1 review states" in line and "1 were of lesions" in line for line in second.lines())
+    assert states(out / "lesions.parquet") == {ids["s/010.png"]: "accepted", ids["s/040.png"]: "unreviewed"}
 
 
 def test_lists_of_ids(tmp_path: Path) -> None:

@@ -202,8 +202,21 @@ def _pixels(file: Path, rows: int, columns: int) -> npt.NDArray[np.int16]:
         raise BundleError(f"{file}: cannot decode this slice ({str(error).splitlines()[0]})") from error
     if stored.shape != (rows, columns):
         raise BundleError(f"{file}: pixel data of shape {stored.shape}, the header says {(rows, columns)}")
-    hu = stored * float(dataset.get("RescaleSlope", 1)) + float(dataset.get("RescaleIntercept", 0))
-    padding = dataset.get("PixelPaddingValue")
-    if padding is not None:
-        hu = np.where(stored == padding, AIR_HU, hu)
+    slope, intercept = (dataset.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
+    if slope in (None, "") or intercept in (None, ""):
+        raise BundleError(f"{file}: no RescaleSlope and RescaleIntercept, so its values are not Hounsfield units")
+    hu = np.where(_padding(dataset, stored), AIR_HU, stored * float(slope) + float(intercept))
     return np.clip(np.rint(hu), -32768, 32767).astype(np.int16)
+
+
+def _padding(dataset: pydicom.Dataset, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where the stored values are padding (PS3.3 C.7.5.1.1.2)."""
+    value, limit = (dataset.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit"))
+    if value in (None, ""):
+        return np.zeros(stored.shape, dtype=bool)
+    ends = [int(value), int(value if limit in (None, "") else limit)]
+    # Writers store a signed value as an unsigned number (63536 for -2000) and the reverse: read it as the pixels are.
+    span, signed = 2 ** int(dataset.BitsAllocated), bool(dataset.get("PixelRepresentation"))
+    ends = [end % span - (span if signed and end % span >= span // 2 else 0) for end in ends]
+    inside: npt.NDArray[np.bool_] = (stored >= min(ends)) & (stored <= max(ends))
+    return inside
