@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
 from torch import Tensor
-from torchvision.ops import batched_nms, generalized_box_iou_loss
+from torchvision.ops import batched_nms, generalized_box_iou_loss, nms
 
 from scripts.atss import atss, pad_boxes, pairwise_iou
 from scripts.dense import DENSE_KEY, loss_of_targets
@@ -170,25 +170,28 @@ class LesionDetector(RetinaNetDetector):
         logits, deltas = head_outputs_reshape[self.cls_key], head_outputs_reshape[self.box_reg_key]
         selector = self.box_selector
         with torch.autocast(logits.device.type, enabled=False):
-            scores = logits.sigmoid() if need_sigmoid and selector.apply_sigmoid else logits
             if self.class_aware_nms:
-                count = scores.shape[-1]
-                values, order = scores.flatten(1).topk(min(selector.topk_candidates_per_level, scores[0].numel()))
+                count = logits.shape[-1]
+                values, order = logits.flatten(1).topk(min(selector.topk_candidates_per_level, logits[0].numel()))
                 labels, where = order % count, order // count
             else:
-                top, kind = scores.max(dim=-1)
+                top, kind = logits.max(dim=-1)
                 values, where = top.topk(min(selector.topk_candidates_per_level, top.shape[1]))
                 labels = kind.gather(1, where)
+            if need_sigmoid and selector.apply_sigmoid:
+                values = values.sigmoid()  # of the best alone; it keeps their order
             boxes = decode(deltas.gather(1, where[..., None].expand(-1, -1, 4)), anchors[0][where])
             results = []
             for b, v, kinds, (size_x, size_y) in zip(boxes, values, labels, image_sizes, strict=True):
                 b = b.clamp(min=0).minimum(b.new_tensor([size_x, size_y, size_x, size_y]))
                 good = (v > selector.score_thresh) & ((b[:, 2:] - b[:, :2]) >= 1).all(-1)  # at least a pixel, as MONAI
                 b, v, kinds = b[good], v[good], kinds[good]
-                group = kinds if self.class_aware_nms else torch.zeros_like(kinds)
                 # Greedy: the best survivors need only the best candidates, so most slices never compare all of them.
                 for count in (4 * selector.detections_per_img, len(v)):
-                    keep = batched_nms(b[:count], v[:count], group[:count], selector.nms_thresh)
+                    if self.class_aware_nms:
+                        keep = batched_nms(b[:count], v[:count], kinds[:count], selector.nms_thresh)
+                    else:
+                        keep = nms(b[:count], v[:count], selector.nms_thresh)
                     keep = keep[: selector.detections_per_img]
                     if len(keep) == selector.detections_per_img or count >= len(v):
                         break
