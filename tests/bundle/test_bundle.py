@@ -168,6 +168,7 @@ def test_inference_on_a_nifti_file(trained: Path, tmp_path: Path) -> None:
         assert finding["category"] in ("small", "large")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="compiling needs a C++ compiler")
 def test_a_compiled_network_finds_the_same(trained: Path, tmp_path: Path) -> None:
     write_ct(tmp_path / "ct.nii.gz")
