@@ -232,6 +232,7 @@ def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for key, label, side, colour in (
@@ -248,6 +249,7 @@ def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
             done += history[-1].step
         side.set_ylabel(label, color=colour, fontsize=8)
     axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(target, dpi=120)
     plt.close(figure)
 

@@ -114,15 +114,15 @@ def test_evaluation_writes_metrics_plots_and_mlflow(hospital: Path, trained: Pat
     stored = client.get_run(known["run_id"])
     assert stored.info.status == "FINISHED"
     assert stored.data.params["max_epochs"] == "3"
-    assert stored.data.params["datalist_sha256"] == stored.data.params["validation/datalist_sha256"]
-    assert stored.data.metrics["validation/average_sensitivity"] == pytest.approx(
+    assert stored.data.params["datalist_sha256"] == stored.data.params["evaluation/validation/datalist_sha256"]
+    assert stored.data.metrics["evaluation/validation/average_sensitivity"] == pytest.approx(
         metrics["average_sensitivity"]["value"]
     )
     assert len(client.get_metric_history(known["run_id"], "train/loss")) == 3
     assert 0 < stored.data.metrics["train/waiting_for_data"] < 1
     assert stored.data.metrics["train/seconds_per_step"] > 0
     assert 100 < stored.data.metrics["train/peak_memory_mib"] < 20_000
-    assert {a.path for a in client.list_artifacts(known["run_id"])} >= {"model.pt", "validation"}
+    assert {a.path for a in client.list_artifacts(known["run_id"])} >= {"model.pt", "evaluation"}
     assert (trained / "mlartifacts").is_dir()
     logged = json.dumps([stored.data.params, stored.data.tags, list(stored.data.metrics)])
     assert "000010" not in logged  # no patient id in the store

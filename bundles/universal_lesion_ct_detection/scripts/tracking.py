@@ -63,7 +63,7 @@ class Tracker:
         experiment: name of the experiment, made with its artifacts beside a SQLite store.
         run_name: shown in the MLflow page.
         params: logged once; no patient names or IDs.
-        prefix: of the metrics' names, e.g. ``validation/``.
+        prefix: of the metrics' names, e.g. ``evaluation/validation/``.
         artifacts: files to keep, logged at the end where they exist.
         report: its files are kept too.
     """
