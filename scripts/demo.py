@@ -89,6 +89,8 @@ def table(harvest: Path, categories: Path, metrics: Path, real: bool) -> str:
     """What was harvested, the categories found and how good the detector is, as text."""
     import pandas as pd
 
+    from data_prep.category_names import NAMES_FILE, read_names
+
     bookmarks = pd.read_parquet(harvest / "bookmarks.parquet", columns=["source", "form", "image"])
     lesions = pd.read_parquet(harvest / "lesions.parquet", columns=["lesion_id", "split", "possibly_noisy", "image"])
     found = pd.read_parquet(categories / "categories.parquet")
@@ -103,8 +105,9 @@ def table(harvest: Path, categories: Path, metrics: Path, real: bool) -> str:
     rejected = max(0, sum(1 for _ in (harvest / "rejected.csv").open(encoding="utf-8")) - 1)
     lines.append(f"  {len(lesions):6,d} lesions; {rejected:,} rows rejected (rejected.csv says why)")
     lines += ["", "Categories found without labels"]
-    for name, count in found["category_name"].value_counts().sort_index().items():
-        lines.append(f"  {count:6,d} {name}")
+    names = read_names(categories / NAMES_FILE).names
+    for number, count in found["category"].value_counts().sort_index().items():
+        lines.append(f"  {count:6,d} {names[number]}")
     against = "marked lesions" if real else "the full truth: marked and unmarked lesions"
     lines += [
         "",
