@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,9 @@ SAMPLE = 100
 
 MOST_SLICES = 2000
 """Looked at in all, so that many categories take no longer."""
+
+MIN_REST = 0.25
+"""Share of a category's lesions that may name it when their commonest place names another category."""
 
 MAJORITY = 0.5
 """Share of the lesions that speak which the commonest organ or place must reach."""
@@ -255,10 +258,12 @@ def propose_names(
             continue
         drawn += np.sort(generator.permutation(members)[:sample]).tolist()
     places = _look(lesions, drawn, images, settings)
-    for category in range(count):
-        if category not in proposals:
-            looked_at = [(lesions[i], place) for i, place in places.items() if labels[i] == category]
-            proposals[category] = _by_place(looked_at, category)
+    looked_at = {
+        category: [(lesions[i], place) for i, place in places.items() if labels[i] == category]
+        for category in range(count)
+        if category not in proposals
+    }
+    proposals |= _by_places(looked_at)
     names = unique(proposals[category].name for category in range(count))
     return [Proposal(name, proposals[category].reason) for category, name in enumerate(names)]
 
@@ -295,6 +300,29 @@ def _by_words(lesions: Sequence[Lesion]) -> Proposal | None:
         return None
     voters = [lesions[index] for index in speaking if organ in named[index]]
     return _with_side(organ, voters, f"{len(speaking)} lesions whose words name an organ")
+
+
+def _by_places(seen: Mapping[int, Sequence[tuple[Lesion, str | None]]]) -> dict[int, Proposal]:
+    """Each category by its commonest place; of those with one name, all but the surest by the rest of their lesions."""
+    found = {category: _by_place(of_category, category) for category, of_category in seen.items()}
+
+    def commonest(category: int) -> tuple[str | None, float]:
+        votes = Counter(place for _, place in seen[category] if place is not None)
+        place = min(votes, key=lambda name: (-votes[name], name), default=None)
+        return place, votes[place or ""] / max(1, len(seen[category]))
+
+    surest = sorted(found, key=lambda category: (-commonest(category)[1], category))
+    for at, category in enumerate(surest):
+        if found[category].name not in {found[other].name for other in surest[:at]}:
+            continue
+        place = commonest(category)[0]
+        rest = [(lesion, where) for lesion, where in seen[category] if where != place]
+        second = _by_place(rest, category)
+        others = {found[other].name for other in found if other != category}
+        enough = len(rest) >= MIN_REST * len(seen[category])
+        if enough and second.name not in others and not second.name.startswith("mixed"):
+            found[category] = Proposal(second.name, f"{second.reason} outside {place}, which names another category")
+    return found
 
 
 def _by_place(seen: Sequence[tuple[Lesion, str | None]], category: int) -> Proposal:

@@ -218,6 +218,17 @@ def test_the_commonest_place_names_a_category(tmp_path: Path) -> None:
     assert not any(name_problem(proposal.name) for proposal in proposals)
 
 
+def test_a_place_that_names_a_surer_category_leaves_the_rest_to_name_the_other(tmp_path: Path) -> None:
+    write(tmp_path, [image(LUNG)] * 4 + [image(LUNG)] * 5 + [image(LIVER)] * 3 + [image(LUNG)] * 7 + [image(LIVER)])
+    lesions = [lesion(number) for number in range(20)]
+    proposals = propose(lesions, [0] * 4 + [1] * 8 + [2] * 8, tmp_path)
+    # Of category 2 too little is not lung.
+    assert [proposal.name for proposal in proposals] == ["lung", "solid tissue", "lung 2"]
+    assert proposals[1].reason == (
+        "solid tissue: 3 of 3 lesions looked at outside lung, which names another category"
+    )  # fmt: skip
+
+
 def test_the_side_is_said_where_most_lie_there(tmp_path: Path) -> None:
     write(tmp_path, [image(LUNG)] * 15 + [image(LIVER)] * 5)
     across = [0.2] * 4 + [0.8] + [0.2, 0.8, 0.2, 0.8, 0.2] + [0.7] * 5 + [0.2] * 5
