@@ -183,20 +183,26 @@ class LesionDetector(RetinaNetDetector):
             boxes = decode(deltas.gather(1, where[..., None].expand(-1, -1, 4)), anchors[0][where])
             results = []
             for b, v, kinds, (size_x, size_y) in zip(boxes, values, labels, image_sizes, strict=True):
-                b = b.clamp(min=0).minimum(b.new_tensor([size_x, size_y, size_x, size_y]))
-                good = (v > selector.score_thresh) & ((b[:, 2:] - b[:, :2]) >= 1).all(-1)  # at least a pixel, as MONAI
-                b, v, kinds = b[good], v[good], kinds[good]
+                limit = b.new_tensor([size_x, size_y, size_x, size_y])
                 # Greedy: the best survivors need only the best candidates, so most slices never compare all of them.
-                for count in (4 * selector.detections_per_img, len(v)):
+                for count in (2 * selector.detections_per_img, 8 * selector.detections_per_img, len(v)):
+                    box, score, label = b[:count].clamp(min=0).minimum(limit), v[:count], kinds[:count]
+                    # At least a pixel, as MONAI.
+                    good = (score > selector.score_thresh) & ((box[:, 2:] - box[:, :2]) >= 1).all(-1)
+                    box, score, label = box[good], score[good], label[good]
                     if self.class_aware_nms:
-                        keep = batched_nms(b[:count], v[:count], kinds[:count], selector.nms_thresh)
+                        keep = batched_nms(box, score, label, selector.nms_thresh)
                     else:
-                        keep = nms(b[:count], v[:count], selector.nms_thresh)
+                        keep = nms(box, score, selector.nms_thresh)
                     keep = keep[: selector.detections_per_img]
                     if len(keep) == selector.detections_per_img or count >= len(v):
                         break
                 results.append(
-                    {self.target_box_key: b[keep], self.pred_score_key: v[keep], self.target_label_key: kinds[keep]}
+                    {
+                        self.target_box_key: box[keep],
+                        self.pred_score_key: score[keep],
+                        self.target_label_key: label[keep],
+                    }
                 )
         return results
 
