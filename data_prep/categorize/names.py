@@ -305,17 +305,13 @@ def _by_words(lesions: Sequence[Lesion]) -> Proposal | None:
 def _by_places(seen: Mapping[int, Sequence[tuple[Lesion, str | None]]]) -> dict[int, Proposal]:
     """Each category by its commonest place; of those with one name, all but the surest by the rest of their lesions."""
     found = {category: _by_place(of_category, category) for category, of_category in seen.items()}
-
-    def commonest(category: int) -> tuple[str | None, float]:
-        votes = Counter(place for _, place in seen[category] if place is not None)
-        place = min(votes, key=lambda name: (-votes[name], name), default=None)
-        return place, votes[place or ""] / max(1, len(seen[category]))
-
-    surest = sorted(found, key=lambda category: (-commonest(category)[1], category))
+    votes = {category: _votes(of_category) for category, of_category in seen.items()}
+    share = {category: most[0][1] / len(seen[category]) if most else 0.0 for category, most in votes.items()}
+    surest = sorted(found, key=lambda category: (-share[category], category))
     for at, category in enumerate(surest):
         if found[category].name not in {found[other].name for other in surest[:at]}:
             continue
-        place = commonest(category)[0]
+        place = votes[category][0][0]
         rest = [(lesion, where) for lesion, where in seen[category] if where != place]
         second = _by_place(rest, category)
         others = {found[other].name for other in found if other != category}
@@ -325,13 +321,18 @@ def _by_places(seen: Mapping[int, Sequence[tuple[Lesion, str | None]]]) -> dict[
     return found
 
 
+def _votes(seen: Sequence[tuple[Lesion, str | None]]) -> list[tuple[str, int]]:
+    """The places of the lesions looked at and how many lie in each, the commonest first."""
+    votes = Counter(place for _, place in seen if place is not None)
+    return sorted(votes.items(), key=lambda item: (-item[1], item[0]))
+
+
 def _by_place(seen: Sequence[tuple[Lesion, str | None]], category: int) -> Proposal:
     """The place of at least half of the lesions looked at."""
-    votes = Counter(place for _, place in seen if place is not None)
-    if not votes:
+    most = _votes(seen)
+    if not most:
         why = f"no place can be told of the {len(seen)} lesions looked at" if seen else "no slice could be looked at"
         return Proposal(f"mixed {category}", why)
-    most = sorted(votes.items(), key=lambda item: (-item[1], item[0]))
     place, number = most[0]
     if number < MAJORITY * len(seen):
         said = ", ".join(f"{name} {votes}" for name, votes in most[:3])

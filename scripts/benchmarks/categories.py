@@ -23,14 +23,13 @@ from data_prep.categorize.backbone import FeatureExtractor
 from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.clustering import fit_clustering
 from data_prep.categorize.features import extract
-from data_prep.categorize.judge import Half, judge
+from data_prep.categorize.judge import judge
 from data_prep.categorize.pretrain import PretrainSettings
 from data_prep.categorize.retrieval import judge_retrieval, time_search
 from data_prep.categorize.space import positions
 from data_prep.category_names import NAMES_FILE, read_names
 from data_prep.lesion import COARSE_TYPES, Lesion
 
-HALVES: tuple[Half, ...] = ("reporting", "all")
 LARGE, HUGE, DIMENSIONS = 33_000, 1_000_000, 99  # lesions of DeepLesion; feature rows; numbers of a lesion's point
 SINGLE_SHOT = "ImageNet + position, single shot"
 MINED = "loop + position"
@@ -214,7 +213,7 @@ def _retrieval(cards: Path, data: arms.Data) -> str:
     extraction = extract(judged, data.images, FeatureExtractor("cpu", made.tail), made.crops, cards / "features")
     kept = [judged[i] for i in extraction.kept]
     X = made.space.transform(extraction.features, positions(kept))
-    found = {half: judge_retrieval(kept, X, half) for half in HALVES}
+    found = {half: judge_retrieval(kept, X, half) for half in arms.HALVES}
     lines = ["`search --like` with this categoriser: the part of a lesion's ten nearest lesions of other patients that "
              "have its type (precision at 10), and what hits drawn at random have:", "",
              "| type | reporting half | all: includes the choosing half | at random |",

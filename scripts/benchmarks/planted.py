@@ -58,15 +58,16 @@ def _sorted(lesions: list[Lesion], kinds: Mapping[str, str], images: Path, out: 
     table = out / "lesions.parquet"
     write_lesions(lesions, table)
     made = {}
-    for name, options in (("ari", {}), ("first", {"rounds": 1}), ("plain", {"rounds": 1, "pretrain": 0})):
-        data_step("categorize", table, images=images, out=out / name, categories=number, seed=seed, **options)
-        found = pd.read_parquet(out / name / "categories.parquet").set_index("lesion_id")["category"]
+    # All in one folder, whose caches they share; the default comes last and stays there.
+    for name, options in (("plain", {"rounds": 1, "pretrain": 0}), ("first", {"rounds": 1}), ("ari", {})):
+        data_step("categorize", table, images=images, out=out, categories=number, seed=seed, **options)
+        found = pd.read_parquet(out / "categories.parquet").set_index("lesion_id")["category"]
         made[name] = [int(v) for v in found.reindex([one.lesion_id for one in lesions])]
     rows = [i for i, one in enumerate(lesions) if one.split != "train" and one.lesion_id in kinds]
     truth, whose = _of(lesions, kinds, rows)
     scores = {name: judge(truth, [labels[i] for i in rows], whose).ari for name, labels in made.items()}
     scores["told"] = judge(truth, _told(lesions, kinds, images, out, rows), whose).ari
-    said = json.loads((out / "ari" / "rounds.json").read_text(encoding="utf-8"))
+    said = json.loads((out / "rounds.json").read_text(encoding="utf-8"))
     sizes = said["rounds"][said["taken"] - 1]["sizes"]
     figures = {name: with_interval(*astuple(score)) for name, score in scores.items()}
     return {**figures, "judged": len(rows), "fitted": sum(sizes), "smallest": min(sizes)}
@@ -79,7 +80,7 @@ def _of(lesions: Sequence[Lesion], kinds: Mapping[str, str], rows: Sequence[int]
 
 def _told(lesions: list[Lesion], kinds: Mapping[str, str], images: Path, out: Path, rows: Sequence[int]) -> list[int]:
     """What a classifier says of some lesions that is told the kinds of the training lesions."""
-    extraction = extract(lesions, images, FeatureExtractor("cpu"), CropSettings(), out / "ari" / "features")
+    extraction = extract(lesions, images, FeatureExtractor("cpu"), CropSettings(), out / "features")
     if len(extraction.kept) != len(lesions):
         raise SystemExit(f"stopped: not every lesion of {images} can be read")
     train = [i for i, one in enumerate(lesions) if one.split == "train" and one.lesion_id in kinds]

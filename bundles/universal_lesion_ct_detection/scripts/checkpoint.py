@@ -248,6 +248,16 @@ def save_model(
     )
 
 
+def fill(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load the weights of a ``model.pt``; what is not in it because only training uses it stays as the network has it.
+
+    Raises:
+        RuntimeError: they do not fit the network.
+    """
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(TRAINING_ONLY)}
+    network.load_state_dict({**own, **weights})
+
+
 def load_model(
     path: str | PathLike[str],
     network: nn.Module,
@@ -275,9 +285,8 @@ def load_model(
         )
     if [list(map(float, level)) for level in anchor_sizes] != content["anchor_sizes"]:
         raise BundleError(f"{path}: trained with anchors {content['anchor_sizes']}, the config has {anchor_sizes}")
-    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(TRAINING_ONLY)}
     try:
-        network.load_state_dict({**own, **content.pop("model")})
+        fill(network, content.pop("model"))
     except RuntimeError as error:
         raise BundleError(f"{path}: does not fit this network ({str(error).splitlines()[-1].strip()})") from error
     return content

@@ -185,7 +185,7 @@ class LesionDetector(RetinaNetDetector):
             for b, v, kinds, (size_x, size_y) in zip(boxes, values, labels, image_sizes, strict=True):
                 limit = b.new_tensor([size_x, size_y, size_x, size_y])
                 # Greedy: the best survivors need only the best candidates, so most slices never compare all of them.
-                for count in (2 * selector.detections_per_img, 8 * selector.detections_per_img, len(v)):
+                for count in (2 * selector.detections_per_img, len(v)):
                     box, score, label = b[:count].clamp(min=0).minimum(limit), v[:count], kinds[:count]
                     # At least a pixel, as MONAI.
                     good = (score > selector.score_thresh) & ((box[:, 2:] - box[:, :2]) >= 1).all(-1)

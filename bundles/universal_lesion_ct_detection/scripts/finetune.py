@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
 
 from torch import Tensor, nn
 
-from scripts.checkpoint import facts, read
+from scripts.checkpoint import facts, fill, read
 from scripts.errors import BundleError
 
 CLASSIFIER = "classification_head.output."
@@ -39,9 +38,8 @@ def started(network: nn.Module, path: str | PathLike[str], categories: Sequence[
             # (anchors x categories, ...), category fastest, see LesionDetector._reshape_maps
             each = weights[name].unflatten(0, (-1, len(old)))
             weights[name] = each.mean(1, keepdim=True).expand(-1, len(categories), *each.shape[2:]).flatten(0, 1)
-    kept: dict[str, Any] = network.state_dict()
     try:
-        network.load_state_dict({**{name: kept[name] for name in kept.keys() - weights.keys()}, **weights})
+        fill(network, weights)
     except RuntimeError as error:
         raise BundleError(
             f"{path}: does not fit the network that is to be trained on ({str(error).splitlines()[-1].strip()}); "
