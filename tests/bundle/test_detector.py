@@ -119,6 +119,31 @@ def test_selection_of_5000_candidates_equals_monais_up_to_ties() -> None:
     torch.testing.assert_close(ours["box"][untied], monai["box"][untied])
 
 
+@pytest.mark.parametrize("threshold", [0.02, 0.6])
+def test_selection_equals_monais_where_the_best_candidates_are_one_lesion(threshold: float) -> None:
+    torch.manual_seed(5)
+    anchors = random_boxes(900, 480.0)
+    anchors[:300] = torch.tensor([100.0, 100, 140, 130]) + torch.rand(300, 1)  # more than are compared at first
+    logits, deltas = torch.rand(2, 900, 1) - 1, torch.zeros(2, 900, 4)
+    logits[:, :300] += 3
+    logits[1] -= 2.5  # an image with fewer above the threshold
+    settings = {
+        "score_thresh": threshold, "topk_candidates_per_level": 900, "nms_thresh": 0.5, "detections_per_img": 50
+    }  # fmt: skip
+    net = LesionNet(num_classes=1, num_anchors=1, pretrained=False, channels=32)
+    found = []
+    generator = ExactAnchorGenerator([[8.0]])
+    for detector in (LesionDetector(net, generator), RetinaNetDetector(net, generator)):
+        detector.set_target_keys("box", "label")
+        detector.set_box_selector_parameters(**settings)
+        outputs = {detector.cls_key: logits, detector.box_reg_key: deltas}
+        found.append(detector.postprocess_detections(outputs, [anchors] * 2, [[512, 512]] * 2, [900]))
+    assert len(found[1][0]["box"]) == (50 if threshold < 0.5 else 1)
+    for ours, monai in zip(*found, strict=True):
+        torch.testing.assert_close(ours["label_scores"], monai["label_scores"])
+        torch.testing.assert_close(ours["box"], monai["box"])
+
+
 def test_batched_equals_single(network: LesionNet) -> None:
     detector = LesionDetector(network, ExactAnchorGenerator(SIZES)).eval()
     images = torch.rand(3, 3, 96, 64)

@@ -35,7 +35,7 @@ class LesionDetector(RetinaNetDetector):
     * ATSS for the whole batch without a loop over boxes (:mod:`scripts.atss`);
     * quality focal loss (a box's score is its expected IoU) and GIoU loss, both divided by the number of positives,
       and both attached to the graph when there are none, so that DistributedDataParallel gets all gradients;
-    * selection by one top-k for the batch and torchvision's NMS;
+    * selection by top-k and torchvision's NMS, of the best candidates first and of all only where those do not suffice;
       classes compete for a place (NMS ignores the class) unless ``class_aware_nms``;
     * in training, a remedy for lesions without a mark (``unmarked``, see :mod:`scripts.unmarked`; None: all that is
       not marked is background), and the loss of a dense task where the network has a head for it
@@ -169,41 +169,47 @@ class LesionDetector(RetinaNetDetector):
     ) -> list[dict[str, Tensor]]:
         logits, deltas = head_outputs_reshape[self.cls_key], head_outputs_reshape[self.box_reg_key]
         selector = self.box_selector
-        with torch.autocast(logits.device.type, enabled=False):
+        # Classes are told apart before the selection, or after it, when each location stands with its best class.
+        classes = logits.shape[-1]
+        scored = logits.flatten(1) if self.class_aware_nms else logits.amax(-1)
+        every = min(selector.topk_candidates_per_level, scored.shape[1])
+        # Greedy: the best survivors need only the best candidates, so most slices never sort or compare all of them.
+        few = min(2 * selector.detections_per_img, every)
+
+        def as_scores(values: Tensor) -> Tensor:
+            return values.sigmoid() if need_sigmoid and selector.apply_sigmoid else values
+
+        def survivors(image: int, values: Tensor, place: Tensor) -> dict[str, Tensor]:
+            """Decode an image's candidates, best first, and leave one of those that overlap."""
+            where = place // classes if self.class_aware_nms else place
+            of_image = logits[image]
+            label = place % classes if self.class_aware_nms else of_image[where].argmax(-1)
+            score = as_scores(values)
+            size_x, size_y = image_sizes[image]
+            limit = deltas.new_tensor([size_x, size_y, size_x, size_y])
+            box = decode(deltas[image][where], anchors[0][where]).clamp(min=0).minimum(limit)
+            # At least a pixel, as MONAI.
+            good = (score > selector.score_thresh) & ((box[:, 2:] - box[:, :2]) >= 1).all(-1)
+            box, score, label = box[good], score[good], label[good]
             if self.class_aware_nms:
-                count = logits.shape[-1]
-                values, order = logits.flatten(1).topk(min(selector.topk_candidates_per_level, logits[0].numel()))
-                labels, where = order % count, order // count
+                keep = batched_nms(box, score, label, selector.nms_thresh)
             else:
-                top, kind = logits.max(dim=-1)
-                values, where = top.topk(min(selector.topk_candidates_per_level, top.shape[1]))
-                labels = kind.gather(1, where)
-            if need_sigmoid and selector.apply_sigmoid:
-                values = values.sigmoid()  # of the best alone; it keeps their order
-            boxes = decode(deltas.gather(1, where[..., None].expand(-1, -1, 4)), anchors[0][where])
+                keep = nms(box, score, selector.nms_thresh)
+            keep = keep[: selector.detections_per_img]
+            return {
+                self.target_box_key: box[keep],
+                self.pred_score_key: score[keep],
+                self.target_label_key: label[keep],
+            }
+
+        with torch.autocast(logits.device.type, enabled=False):
             results = []
-            for b, v, kinds, (size_x, size_y) in zip(boxes, values, labels, image_sizes, strict=True):
-                limit = b.new_tensor([size_x, size_y, size_x, size_y])
-                # Greedy: the best survivors need only the best candidates, so most slices never compare all of them.
-                for count in (2 * selector.detections_per_img, len(v)):
-                    box, score, label = b[:count].clamp(min=0).minimum(limit), v[:count], kinds[:count]
-                    # At least a pixel, as MONAI.
-                    good = (score > selector.score_thresh) & ((box[:, 2:] - box[:, :2]) >= 1).all(-1)
-                    box, score, label = box[good], score[good], label[good]
-                    if self.class_aware_nms:
-                        keep = batched_nms(box, score, label, selector.nms_thresh)
-                    else:
-                        keep = nms(box, score, selector.nms_thresh)
-                    keep = keep[: selector.detections_per_img]
-                    if len(keep) == selector.detections_per_img or count >= len(v):
-                        break
-                results.append(
-                    {
-                        self.target_box_key: box[keep],
-                        self.pred_score_key: score[keep],
-                        self.target_label_key: label[keep],
-                    }
-                )
+            for image, (values, place) in enumerate(zip(*scored.topk(few), strict=True)):
+                found = survivors(image, values, place)
+                more = few < every and bool(as_scores(values[-1]) > selector.score_thresh)
+                if more and len(found[self.pred_score_key]) < selector.detections_per_img:
+                    found = survivors(image, *scored[image].topk(every))
+                results.append(found)
         return results
 
 
