@@ -90,6 +90,17 @@ def test_resumed_training_ends_with_the_same_weights_in_the_same_run(
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=0, msg=name)
 
 
+def test_a_training_that_gains_nothing_stops_and_stays_stopped_until_it_has_more_patience(
+    hospital: Path, tmp_path: Path
+) -> None:
+    # Nothing is learned, so every look at the tuning patients is as good as the first.
+    words = options(hospital, tmp_path, max_epochs=9, learning_rate=0.0, body_learning_rate=0.0)
+    for patience, epochs in ((1, 2), (1, 2), (3, 4)):
+        here("train", **words, patience=patience)
+        assert read(tmp_path / "training_state.pt")["epoch"] == epochs
+    assert (tmp_path / "model.pt").is_file()
+
+
 def test_another_training_is_not_mixed_into_a_folder(hospital: Path, trained: Path) -> None:
     done = run("train", check=False, **options(hospital, trained, max_epochs=3, seed=5))
     assert done.returncode != 0
@@ -210,6 +221,7 @@ def test_a_copied_bundle_works_alone(hospital: Path, trained: Path, tmp_path: Pa
         ({"slices": 5}, "--slices 5"),
         ({"output_dir": "/dev/null/out"}, "cannot write into this folder"),
         ({"size": 100}, "multiple of 32"),
+        ({"patience": 0}, "patience must be 1 or more"),
     ],
 )
 def test_bad_input_is_said_clearly(hospital: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:

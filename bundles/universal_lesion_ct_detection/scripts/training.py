@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
-from ignite.handlers import ProgressBar
+from ignite.handlers import EarlyStopping, ProgressBar
 from monai.engines.trainer import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from scripts import distributed
 from scripts.dense import MARGIN_PX
 from scripts.device import autocast_dtype, choose
+from scripts.errors import BundleError
 from scripts.unmarked import Remedy
 
 
@@ -184,6 +185,48 @@ class TimeBudget:
         if self.minutes is not None and distributed.agree(self.used > 60 * self.minutes):
             engine.logger.warning("the time budget of %g minutes is used up; stopping here", self.minutes)
             engine.terminate()
+
+
+class StopEarly:
+    """End the training when the tuning patients' figure no longer rises: ignite's ``EarlyStopping``, resumable.
+
+    Attached to the evaluator of the tuning patients and to the trainer, there after the resumable state, which it
+    belongs into: a training that has stopped does not go on when it is started again, unless with more patience.
+
+    Args:
+        patience: looks at the tuning patients without a better figure; None: never.
+        key: the metric, of which more is better.
+
+    Raises:
+        BundleError: ``patience`` is below 1.
+    """
+
+    def __init__(self, patience: int | None, key: str = "average_sensitivity") -> None:
+        if patience is not None and patience < 1:
+            raise BundleError(f"patience must be 1 or more, or null for no early stopping; got {patience}")
+        # Looks are counted without patience too, so that a resumption may ask for some.
+        never: Any = math.inf
+        nobody = Engine(lambda *_: None)  # until the trainer is known
+        self.rule = EarlyStopping(patience or never, lambda engine: engine.state.metrics.get(key, 0.0), nobody)
+
+    def attach(self, engine: Engine) -> None:
+        if isinstance(engine, Trainer):
+            self.rule.trainer = engine
+            engine.add_event_handler(Events.STARTED, self._stay_stopped)
+        else:
+            # Not by the rule's own `attach`, which makes it forget at every start of the evaluator.
+            engine.add_event_handler(Events.COMPLETED, self.rule)
+
+    def _stay_stopped(self, engine: Engine) -> None:
+        if self.rule.counter >= self.rule.patience:
+            engine.logger.info("stopped early before; a larger --patience goes on")
+            engine.terminate()
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.rule.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rule.load_state_dict(state)
 
 
 class Progress:
