@@ -19,16 +19,17 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "recipe": ("**the demo's recipe**", {}),
     "one slice": ("one slice instead of three", {"slices": 1}),
     "nine slices": ("nine slices", {"slices": MOST_SLICES}),
+    "stem learns": ("the first convolution learns as well", {"learn_stem": True}),
     "one window": ("one HU window instead of two", {"windows_hu": [[-175, 275]]}),
     "no rotation": ("without rotation", {"augmentation#rotation": 0}),
     "no gamma": ("without gamma", {"augmentation#gamma": 0}),
     "no scale": ("without scaling", {"augmentation#scale": [1.0, 1.0]}),
     "no average": ("the last weights instead of their moving average", {"ema_decay": 0.0}),
-    "random weights": ("random weights, nothing frozen", {"pretrained": False}),
     "dense task": ("with the dense task from the diameters", {"dense_weight": 1.0}),
     "copy-paste": ("with lesion copy-paste", {"copy_paste": 0.5}),
     "flip average": ("scores averaged with the mirrored slice's", {"flip_average": True}),
     "ignore": ("confident findings without a mark ignored", {"unmarked": "ignore"}),
+    "random weights": ("random weights, nothing frozen", {"pretrained": False}),
 }
 RATES = ("0.5", "1", "2", "4")
 

@@ -222,6 +222,35 @@ def test_training_learns_one_slice() -> None:
     assert found["label"][best.argmax(1)].tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("windows", [1, 2])
+def test_a_network_of_nine_slices_begins_as_one_of_three(windows: int) -> None:
+    from scripts.network import PyramidBackbone
+
+    nine = PyramidBackbone(9 * windows, 32, 1, pretrained=True, slices=9, learn_stem=True).eval()
+    three = PyramidBackbone(3 * windows, 32, 1, pretrained=True, slices=3).eval()
+    images = torch.rand(1, windows, 9, 64, 64)
+    with torch.no_grad():
+        found = nine.body(images.flatten(1, 2))
+        expected = three.body(images[:, :, 3:6].flatten(1, 2))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert nine.body.conv_stem.weight.requires_grad
+    assert not three.body.conv_stem.weight.requires_grad
+
+
+def test_slices_in_windows_share_imagenets_first_convolution() -> None:
+    from scripts.network import imagenet_weights, stem_weight
+    from timm.models import adapt_input_conv
+
+    weight = imagenet_weights()["conv_stem.weight"]
+    torch.testing.assert_close(stem_weight(weight, 3, 1), weight)
+    torch.testing.assert_close(stem_weight(weight, 1, 3), weight)
+    torch.testing.assert_close(stem_weight(weight, 3, 2), adapt_input_conv(6, weight))
+    # A grey slice, the same everywhere, looks the same to all of them.
+    for slices, windows in ((3, 2), (5, 1), (9, 2)):
+        torch.testing.assert_close(stem_weight(weight, slices, windows).sum(1), weight.sum(1))
+
+
 def test_imagenet_weights_give_the_packages_own_features() -> None:
     import timm
     from scripts.network import PyramidBackbone, imagenet_weights

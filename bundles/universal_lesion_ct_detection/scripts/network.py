@@ -108,6 +108,29 @@ class Float32Conv2d(_Float32OnCpu, nn.Conv2d):
     """PyTorch's convolution, float32 on a CPU."""
 
 
+def stem_weight(imagenet: Tensor, slices: int, windows: int) -> Tensor:
+    """ImageNet's first convolution for slices in several windows.
+
+    The key slice and its two neighbours take the place of green, red and blue in every window; slices further away
+    begin without any weight, so that a network of many slices starts as good as one of three (the centre initialisation
+    of Girdhar et al., CVPR 2018, arXiv 1712.09184). Of single slices, timm deals the three colours to the windows.
+
+    Args:
+        imagenet: (out, 3, kernel, kernel).
+        slices: in a window, odd, the key slice in the middle.
+        windows: HU windows.
+
+    Returns:
+        (out, slices x windows, kernel, kernel), the channels as :class:`scripts.contract.InputContract` has them.
+    """
+    if slices == 1:
+        dealt: Tensor = adapt_input_conv(windows, imagenet)
+        return dealt
+    weight = imagenet.new_zeros(len(imagenet), windows, slices, *imagenet.shape[2:])
+    weight[:, :, slices // 2 - 1 : slices // 2 + 2] = imagenet[:, None] / windows
+    return weight.flatten(1, 2)
+
+
 class PyramidBackbone(nn.Module):
     """EfficientNet-Lite0, a feature pyramid, and the convolutions that both heads share.
 
@@ -121,6 +144,8 @@ class PyramidBackbone(nn.Module):
             Otherwise random weights, live batch norm, nothing frozen.
         folded: build with batch norm folded although not pretrained: the shape a trained checkpoint has.
         frozen_stages: 0 to 7.
+        slices: of the input channels, in each window.
+        learn_stem: do not freeze the stem, which alone tells slices and windows apart.
     """
 
     def __init__(
@@ -131,6 +156,8 @@ class PyramidBackbone(nn.Module):
         pretrained: bool,
         folded: bool | None = None,
         frozen_stages: int = 2,
+        slices: int = 1,
+        learn_stem: bool = False,
     ) -> None:
         super().__init__()
         body: Any = timm.create_model(BACKBONE, pretrained=False, features_only=True, out_indices=(1, 2, 3, 4))
@@ -139,7 +166,7 @@ class PyramidBackbone(nn.Module):
             body.load_state_dict({name: weights[name] for name in body.state_dict()})
         if in_channels != 3:
             stem = body.conv_stem
-            weight = adapt_input_conv(in_channels, stem.weight.detach())
+            weight = stem_weight(stem.weight.detach(), slices, in_channels // slices)
             replacement = type(stem)(
                 in_channels, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False
             )
@@ -149,7 +176,8 @@ class PyramidBackbone(nn.Module):
             body.eval()
             fold_batch_norm(body)
         if pretrained:
-            for part in (body.conv_stem, *body.blocks[:frozen_stages]):
+            body.conv_stem.requires_grad_(learn_stem)
+            for part in body.blocks[:frozen_stages]:
                 part.requires_grad_(False)
             for child in body.modules():
                 if isinstance(child, nn.Conv2d) and child.groups > 1:
@@ -198,7 +226,7 @@ class LesionNet(RetinaNet):
         num_anchors: anchors at each location.
         in_channels: slices x windows.
         channels, convolutions: of the pyramid, see :class:`PyramidBackbone`.
-        pretrained, folded, frozen_stages: see :class:`PyramidBackbone`.
+        pretrained, folded, frozen_stages, slices, learn_stem: see :class:`PyramidBackbone`.
         dense: have a third head, for :mod:`scripts.dense`: one channel on the level of stride 4. It answers in training
             mode only, so inference costs the same with and without it.
         flip_average: outside training also look at the slice mirrored left to right, and give the mean of what both
@@ -217,12 +245,16 @@ class LesionNet(RetinaNet):
         frozen_stages: int = 2,
         dense: bool = False,
         flip_average: bool = False,
+        slices: int = 1,
+        learn_stem: bool = False,
     ) -> None:
         super().__init__(
             spatial_dims=2,
             num_classes=num_classes,
             num_anchors=num_anchors,
-            feature_extractor=PyramidBackbone(in_channels, channels, convolutions, pretrained, folded, frozen_stages),
+            feature_extractor=PyramidBackbone(
+                in_channels, channels, convolutions, pretrained, folded, frozen_stages, slices, learn_stem
+            ),
             size_divisible=STRIDES[-1],
         )
         prior = 0.01  # of an anchor being a lesion, as in the RetinaNet paper
