@@ -94,8 +94,8 @@ def test_a_training_that_gains_nothing_stops_and_stays_stopped_until_it_has_more
     hospital: Path, tmp_path: Path
 ) -> None:
     # Nothing is learned, so every look at the tuning patients is as good as the first.
-    words = options(hospital, tmp_path, max_epochs=9, learning_rate=0.0, body_learning_rate=0.0)
-    for patience, epochs in ((1, 2), (1, 2), (3, 4)):
+    words = options(hospital, tmp_path, max_epochs=5, learning_rate=0.0, body_learning_rate=0.0)
+    for patience, epochs in ((1, 2), (1, 2), (3, 4), ("$None", 5)):
         here("train", **words, patience=patience)
         assert read(tmp_path / "training_state.pt")["epoch"] == epochs
     assert (tmp_path / "model.pt").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -205,9 +206,8 @@ class StopEarly:
         if patience is not None and patience < 1:
             raise BundleError(f"patience must be 1 or more, or null for no early stopping; got {patience}")
         # Looks are counted without patience too, so that a resumption may ask for some.
-        never: Any = math.inf
         nobody = Engine(lambda *_: None)  # until the trainer is known
-        self.rule = EarlyStopping(patience or never, lambda engine: engine.state.metrics.get(key, 0.0), nobody)
+        self.rule = EarlyStopping(patience or sys.maxsize, lambda engine: engine.state.metrics.get(key, 0.0), nobody)
 
     def attach(self, engine: Engine) -> None:
         if isinstance(engine, Trainer):
