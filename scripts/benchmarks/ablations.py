@@ -1,5 +1,7 @@
 """What each part of the recipe is worth, on the phantom: the demo's recipe with one thing changed at a time.
 
+Lesions without a mark are background in all arms but one; remedies are compared in unmarked.py.
+
 Each arm is a stage of its own: kill it, start it again, it goes on.
 """
 
@@ -16,7 +18,7 @@ from stages import PHANTOM_OPTIONS, Stages, data_step
 
 MOST_SLICES = 9
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "recipe": ("**the demo's recipe**", {}),
+    "recipe": ("**the demo's recipe, no remedy for unmarked lesions**", {}),
     "one slice": ("one slice instead of three", {"slices": 1}),
     "nine slices": ("nine slices", {"slices": MOST_SLICES}),
     "stem learns": ("the first convolution learns as well", {"learn_stem": True}),
@@ -49,7 +51,7 @@ def ablations(arguments: argparse.Namespace) -> None:
     for seed in seeds:
         for name, (_, change) in CHANGES.items():
             title = f"{name}, seed {seed}"
-            recipe = {**options, **change}
+            recipe = {**options, "unmarked": "none", **change}
             pair = judged_twice(stages, work, title, train=marks, judge=judge, images=images, seed=seed, **recipe)
             found[name].append(pair)
             write(arguments, found, options)

@@ -161,6 +161,8 @@ class Experiment:
         self.real = arguments.what == "real"
         self.work: Path = arguments.work.resolve()
         self.options: dict[str, Any] = {**REAL_OPTIONS, "max_epochs": REAL_EPOCHS} if self.real else {**PHANTOM_OPTIONS}
+        # As in the paper's comparison: lesions without a mark are background.
+        self.options["unmarked"] = "none"
         if arguments.epochs:
             self.options["max_epochs"] = arguments.epochs
         # Arms, seeds, sizes and minutes may grow between starts; what is here may not change.

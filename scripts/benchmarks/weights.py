@@ -27,6 +27,7 @@ COMMON: dict[str, Any] = {
     # The release holds HU 0 to 255 and key slices alone: one slice, and three looks at this range as its channels.
     "slices": 1, "windows_hu": [[0, 255], [0, 130], [60, 190]],
     "size": 448, "ema_decay": 0.998, "val_interval": 2, "flip_average": True,
+    "unmarked": "none",
 }  # fmt: skip
 TRIAL_EPOCHS, SHIPPED_EPOCHS, SHIPPED_CYCLES = 5, 10, 2
 
