@@ -20,7 +20,7 @@ from benchmarks.category_report import Finished, section
 from benchmarks.gains import Run
 from benchmarks.results import write_section
 from benchmarks.runs import arm
-from stages import PHANTOM_OPTIONS, REAL_OPTIONS, Stages, command, data_step
+from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, REAL_OPTIONS, Stages, command, data_step
 
 from data_prep.atomic import write_json
 from data_prep.lesion import Lesion, read_lesions, write_lesions
@@ -161,8 +161,8 @@ class Experiment:
         self.real = arguments.what == "real"
         self.work: Path = arguments.work.resolve()
         self.options: dict[str, Any] = {**REAL_OPTIONS, "max_epochs": REAL_EPOCHS} if self.real else {**PHANTOM_OPTIONS}
-        # As in the paper's comparison: lesions without a mark are background.
-        self.options["unmarked"] = "none"
+        # As in the paper's comparison.
+        self.options |= PLAIN_OPTIONS
         if arguments.epochs:
             self.options["max_epochs"] = arguments.epochs
         # Arms, seeds, sizes and minutes may grow between starts; what is here may not change.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from benchmarks.results import machine, spread, today, write_section
 from benchmarks.runs import judged_twice
-from stages import PHANTOM_OPTIONS, Stages, bundle, data_step
+from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, bundle, data_step
 from torchvision.ops import box_iou
 
 REMEDIES = {
@@ -140,7 +140,7 @@ class Bench:
             name = f"{prefix}, seed {seed}"
             of_test, of_tuning = judged_twice(
                 self.stages, self.work, name, train=lists[seed], judge=self.truth, images=self.images, seed=seed,
-                **self.options, unmarked=kind,
+                **{**self.options, **PLAIN_OPTIONS, "unmarked": kind},
             )  # fmt: skip
             test.append(of_test)
             tuning.append(of_tuning)

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.deeplesion import copy_rows
 from benchmarks.results import machine, today, with_interval, write_section
 from benchmarks.runs import HEAD, NOTES, arm, evaluated, minutes, row
-from stages import BUNDLE, Stages, command, data_step
+from stages import BUNDLE, PLAIN_OPTIONS, Stages, command, data_step
 
 from data_prep.atomic import atomic_path
 
@@ -27,7 +27,7 @@ COMMON: dict[str, Any] = {
     # The release holds HU 0 to 255 and key slices alone: one slice, and three looks at this range as its channels.
     "slices": 1, "windows_hu": [[0, 255], [0, 130], [60, 190]],
     "size": 448, "ema_decay": 0.998, "val_interval": 2, "flip_average": True,
-    "unmarked": "none",
+    **PLAIN_OPTIONS,
 }  # fmt: skip
 TRIAL_EPOCHS, SHIPPED_EPOCHS, SHIPPED_CYCLES = 5, 10, 2
 
