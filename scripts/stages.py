@@ -24,8 +24,8 @@ PHANTOM_OPTIONS = {
     "size": 256, "windows_hu": [[-175, 275], [-1350, 150]], "max_epochs": 20, "val_interval": 10, "ema_decay": 0.99,
     "learning_rate": 0.002, "body_learning_rate": 0.001,
 }  # fmt: skip
-# Nothing that makes up for missing marks and no further task: what benchmarks start from that compare such things.
-PLAIN_OPTIONS = {"unmarked": "none", "dense_weight": 0.0}
+# No remedy for missing marks, no further task, no pasted lesions: what benchmarks start from that compare such things.
+PLAIN_OPTIONS = {"unmarked": "none", "dense_weight": 0.0, "copy_paste": 0.0}
 REAL_OPTIONS = {"size": 384, "channels": 64, "max_epochs": 4, "val_interval": 2, "ema_decay": 0.995}
 
 

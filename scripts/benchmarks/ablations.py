@@ -18,7 +18,7 @@ from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, data_step
 
 MOST_SLICES = 9
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "recipe": ("**the demo's recipe, without remedy and dense task**", {}),
+    "recipe": ("**the demo's recipe, without remedy, dense task and copy-paste**", {}),
     "one slice": ("one slice instead of three", {"slices": 1}),
     "nine slices": ("nine slices", {"slices": MOST_SLICES}),
     "stem learns": ("the first convolution learns as well", {"learn_stem": True}),
