@@ -40,7 +40,7 @@ CategoriesFile = Annotated[
     typer.Option("--categories", help="categories.parquet from `categorize`. Without it there is one category."),
 ]
 
-ROUNDS = 2
+PRETRAIN_EPOCHS, ROUNDS = 3, 2
 """Of `categorize`: what does best on the choosing half of the judged lesions (docs/categories.md)."""
 
 
@@ -167,7 +167,7 @@ def categorize(
             help="Before all else let the network look at the training patients' crops for so many epochs, without any "
             "label (self-supervised, SwAV; its last stages learn that two views of a lesion belong together). Takes "
             "minutes. 0: the network stays as ImageNet made it.",
-            show_default="3, and more where the lesions are few; 0 with --model",
+            show_default=f"{PRETRAIN_EPOCHS}; 0 with --model",
         ),
     ] = None,
     clustering: Annotated[
@@ -204,7 +204,8 @@ def categorize(
     if categories != "auto" and not (categories.isdecimal() and int(categories) > 0):
         raise DataPrepError(f"--categories must be a number from 1 up, or auto; got {categories!r}")
     count: int | Literal["auto"] = "auto" if categories == "auto" else int(categories)
-    left_out = model is not None if pretrain is None else pretrain == 0
+    if pretrain is None:
+        pretrain = PRETRAIN_EPOCHS if model is None else 0
     summary = run(
         lesions,
         images,
@@ -212,7 +213,7 @@ def categorize(
         categories=count,
         model=model,
         clustering=clustering,
-        pretraining=None if left_out else PretrainSettings(epochs=pretrain),
+        pretraining=PretrainSettings(epochs=pretrain) if pretrain else None,
         mining=MiningSettings(rounds=rounds),
         tracking_uri=tracking_uri,
         device=device,

@@ -42,17 +42,13 @@ FORMAT = 1
 
 TAIL_FILE = "tail.safetensors"
 
-EPOCHS, STEPS = 3, 140
-"""Passes over the crops where nothing else is asked for, and the steps below which there are more passes: those that
-three passes over DeepLesion's sample make, on whose choosing half they were chosen. A few hundred lesions make 30."""
-
 
 @dataclass(frozen=True, slots=True)
 class PretrainSettings:
     """How the network is pretrained; the paper's values, but for what must suit 1,500 lesions and a few epochs.
 
     Attributes:
-        epochs: passes over the crops; None: :data:`EPOCHS`, or as many as make :data:`STEPS` steps.
+        epochs: passes over the crops.
         batch_size: crops a step, each in two views.
         prototypes: how many; fewer where there are fewer crops.
         temperature: of the predictions.
@@ -64,7 +60,7 @@ class PretrainSettings:
         weight_decay: of AdamW.
     """
 
-    epochs: int | None = None
+    epochs: int = 3
     batch_size: int = 32
     prototypes: int = 64
     temperature: float = 0.1
@@ -76,13 +72,7 @@ class PretrainSettings:
     weight_decay: float = 0.02
 
     def __post_init__(self) -> None:
-        counts = (
-            EPOCHS if self.epochs is None else self.epochs,
-            self.batch_size - 1,
-            self.prototypes - 1,
-            self.iterations,
-            self.queue + 1,
-        )
+        counts = (self.epochs, self.batch_size - 1, self.prototypes - 1, self.iterations, self.queue + 1)
         if min(counts) < 1 or min(self.temperature, self.epsilon, self.learning_rate, self.head_learning_rate) <= 0:
             raise ValueError(
                 "pretraining needs an epoch, two crops a step, two prototypes, and positive rates and temperatures"
@@ -193,8 +183,7 @@ def pretrain(
         [{"params": part} for part in (network.tail.parameters(), heads)], weight_decay=settings.weight_decay
     )
     batches = max(1, len(train) // settings.batch_size)
-    passes = settings.epochs or max(EPOCHS, math.ceil(STEPS / batches))
-    steps = batches * passes
+    steps = batches * settings.epochs
     # A warm-up of less than two steps would divide by zero.
     warm = max(0.1, 2 / (steps + 1))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -226,7 +215,7 @@ def pretrain(
     best, lowest = network.tail.state_dict(), math.inf
     with tqdm(total=steps, desc="pretraining", unit="step", disable=not progress) as bar:
         queue = torch.empty(2, 0, network.prototypes.shape[1], device=device)
-        for _ in range(passes):
+        for _ in range(settings.epochs):
             network.train()
             total = torch.zeros((), device=device)
             for rows in np.array_split(order.permutation(train), batches):

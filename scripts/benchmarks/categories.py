@@ -24,7 +24,7 @@ from data_prep.categorize.categorizer import Categorizer
 from data_prep.categorize.clustering import fit_clustering
 from data_prep.categorize.features import extract
 from data_prep.categorize.judge import judge
-from data_prep.categorize.pretrain import EPOCHS, STEPS
+from data_prep.categorize.pretrain import PretrainSettings
 from data_prep.categorize.retrieval import judge_retrieval, time_search
 from data_prep.categorize.space import positions
 from data_prep.category_names import NAMES_FILE, read_names
@@ -236,8 +236,7 @@ def _method(data: arms.Data, arguments: argparse.Namespace) -> str:
         f"clustering throughout. The loop learns {arms.LEARNT} categories and ten times as many finer clusters in at "
         f"most {arguments.rounds} rounds and takes a round by its agreement; its features are then clustered into "
         "each k. 'auto' is the first seed's choice. Rival: SwAV from ImageNet's weights, "
-        f"{EPOCHS} passes over the training lesions' crops (where the lesions are few more, {STEPS} steps in all), as "
-        "`categorize` does it; "
+        f"{PretrainSettings().epochs} epochs on the training lesions' crops, as `categorize --pretrain` does it; "
         f"{DEFAULT}: each round of the loop starts from the rival's weights instead of ImageNet's. The seeds "
         "decide clustering and training; the moved views are the same for all. HU are "
         f"clipped to 0..255 in these files. Seeds {arguments.seed} to {arguments.seed + arguments.seeds - 1}. "

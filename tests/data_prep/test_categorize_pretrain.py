@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, interpolate
 
-from data_prep.categorize import pretrain as module
 from data_prep.categorize.backbone import FeatureExtractor
 from data_prep.categorize.pretrain import PretrainSettings, pretrain, sinkhorn, swapped_loss
 from data_prep.errors import DataPrepError
@@ -129,17 +128,6 @@ def test_few_steps_are_enough(extractor: FeatureExtractor, activations: npt.NDAr
     """Also nine, of which a tenth and the warm-up's first step make a warm-up of no length."""
     _, epochs = pretrain(activations[:, :4], ["p"] * 4, extractor, replace(SMALL, epochs=steps), progress=False)
     assert len(epochs) == steps
-
-
-def test_few_lesions_are_passed_over_more_often(
-    extractor: FeatureExtractor, activations: npt.NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unstated = replace(SMALL, epochs=None)
-    patients = ["p"] * 16  # one patient: nobody is held out, so two steps a pass
-    for steps, passes in ((9, 5), (2, module.EPOCHS)):
-        monkeypatch.setattr(module, "STEPS", steps)
-        _, epochs = pretrain(activations[:, :16], patients, extractor, unstated, progress=False)
-        assert len(epochs) == passes
 
 
 @pytest.mark.cuda

@@ -232,7 +232,7 @@ def test_losses_go_to_mlflow_once(archive: Archive, pretrained: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ([], PretrainSettings(epochs=None)),
+        ([], PretrainSettings(epochs=3)),
         (["--pretrain", "7"], PretrainSettings(epochs=7)),
         (["--pretrain", "0"], None),
         (["--model", "old.safetensors"], None),
