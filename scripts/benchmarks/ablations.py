@@ -100,8 +100,8 @@ def write(
         f"Phantom hospital, judged by the full truth: {first['images']} test slices with {first['lesions']} lesions of "
         f"{first['patients']} patients, {one['images']} tuning slices with {one['lesions']} of {one['patients']}. One "
         f"category, {options['max_epochs']} epochs, at most {arguments.seeds} seed(s) from {arguments.seed} on; median "
-        "and range. What is on by default is chosen by the tuning patients. With so few patients a difference of a few "
-        f"hundredths says little. Machine: {machine()}. "
+        "and range. Each arm changes one thing; what two do together is not measured here. With so few patients "
+        f"a difference of a few hundredths says little. Machine: {machine()}. "
         f"Command: `python scripts/benchmark.py ablations ...`, {today()}."
     )
     write_section("ablations", "Phantom: the recipe, part by part", "\n".join([*lines, "", text]), arguments.results)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
@@ -97,21 +99,28 @@ def test_selection_equals_monais_for_a_single_class() -> None:
             torch.testing.assert_close(a["box"], b["box"])
 
 
+def selected_by_both(
+    logits: torch.Tensor, deltas: torch.Tensor, anchors: torch.Tensor, **settings: Any
+) -> list[list[dict[str, torch.Tensor]]]:
+    """What our detector and MONAI's select of the same candidates (B, A, 1), image by image."""
+    net = LesionNet(num_classes=1, num_anchors=1, pretrained=False, channels=32)
+    generator = ExactAnchorGenerator([[8.0]])
+    count, found = len(logits), []
+    for detector in (LesionDetector(net, generator), RetinaNetDetector(net, generator)):
+        detector.set_target_keys("box", "label")
+        detector.set_box_selector_parameters(**settings)
+        outputs = {detector.cls_key: logits, detector.box_reg_key: deltas}
+        found.append(detector.postprocess_detections(outputs, [anchors] * count, [[512, 512]] * count, [len(anchors)]))
+    return found
+
+
 def test_selection_of_5000_candidates_equals_monais_up_to_ties() -> None:
     torch.manual_seed(4)
     anchors = random_boxes(5000, 480.0)
     logits, deltas = torch.randn(1, 5000, 1) * 2, torch.randn(1, 5000, 4) * 0.1
     logits[0, 1000:1200] = logits[0, 0]  # ties
     settings = {"score_thresh": 0.02, "topk_candidates_per_level": 5000, "nms_thresh": 0.5, "detections_per_img": 300}
-    net = LesionNet(num_classes=1, num_anchors=1, pretrained=False, channels=32)
-    found = []
-    generator = ExactAnchorGenerator([[8.0]])
-    for detector in (LesionDetector(net, generator), RetinaNetDetector(net, generator)):
-        detector.set_target_keys("box", "label")
-        detector.set_box_selector_parameters(**settings)
-        outputs = {detector.cls_key: logits, detector.box_reg_key: deltas}
-        found.append(detector.postprocess_detections(outputs, [anchors], [[512, 512]], [5000])[0])
-    ours, monai = found
+    (ours,), (monai,) = selected_by_both(logits, deltas, anchors, **settings)
     assert len(ours["box"]) == 300
     torch.testing.assert_close(ours["label_scores"], monai["label_scores"])
     untied = ours["label_scores"] != logits[0, 0].sigmoid()
@@ -130,14 +139,7 @@ def test_selection_equals_monais_where_the_best_candidates_are_one_lesion(thresh
     settings = {
         "score_thresh": threshold, "topk_candidates_per_level": 900, "nms_thresh": 0.5, "detections_per_img": 50
     }  # fmt: skip
-    net = LesionNet(num_classes=1, num_anchors=1, pretrained=False, channels=32)
-    found = []
-    generator = ExactAnchorGenerator([[8.0]])
-    for detector in (LesionDetector(net, generator), RetinaNetDetector(net, generator)):
-        detector.set_target_keys("box", "label")
-        detector.set_box_selector_parameters(**settings)
-        outputs = {detector.cls_key: logits, detector.box_reg_key: deltas}
-        found.append(detector.postprocess_detections(outputs, [anchors] * 2, [[512, 512]] * 2, [900]))
+    found = selected_by_both(logits, deltas, anchors, **settings)
     assert len(found[1][0]["box"]) == (50 if threshold < 0.5 else 1)
     for ours, monai in zip(*found, strict=True):
         torch.testing.assert_close(ours["label_scores"], monai["label_scores"])
