@@ -31,6 +31,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "flip average": ("scores averaged with the mirrored slice's", {"flip_average": True}),
     "no gamma": ("without gamma", {"augmentation#gamma": 0}),
     "ignore": ("confident findings without a mark ignored", {"unmarked": "ignore"}),
+    "no cosine": ("a constant learning rate instead of the cosine", {"final_rate_share": 1.0}),
+    "no clipping": ("without clipping the gradient", {"clip_gradient": None}),
+    "plain focal": ("plain focal loss instead of quality focal loss", {"quality_targets": False}),
+    "complete IoU": ("complete IoU loss instead of GIoU", {"box_loss": "$torchvision.ops.complete_box_iou_loss"}),
+    "early stopping": ("stopped after two looks (one in two epochs) without gain", {"val_interval": 2, "patience": 2}),
     "random weights": ("random weights, nothing frozen", {"pretrained": False}),
 }
 RATES = ("0.5", "1", "2", "4")

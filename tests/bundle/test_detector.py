@@ -14,7 +14,7 @@ from scripts.anchors import ExactAnchorGenerator, best_possible_recall, fit_size
 from scripts.atss import atss, pad_boxes, pairwise_iou
 from scripts.detector import LesionDetector, decode, quality_focal_loss
 from scripts.network import LesionNet
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, complete_box_iou_loss, sigmoid_focal_loss
 
 SIZES = [[16.0, 20.0], [32.0, 40.0], [64.0, 80.0], [128.0, 160.0]]
 
@@ -190,6 +190,35 @@ def test_quality_focal_loss_is_the_papers_formula() -> None:
     p = logits.sigmoid()
     expected = -((quality - p).abs() ** 2) * ((1 - quality) * torch.log(1 - p) + quality * torch.log(p))
     torch.testing.assert_close(quality_focal_loss(logits, quality), expected)
+
+
+def classification_and_box_loss(network: LesionNet, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one random image with one marked lesion, with and without what the detector was given."""
+    torch.manual_seed(3)
+    detector = LesionDetector(network, ExactAnchorGenerator(SIZES), **options).train()
+    target = {"box": torch.tensor([[20.0, 30.0, 44.0, 70.0]]), "label": torch.tensor([1])}
+    with torch.no_grad():
+        losses = detector(torch.rand(1, 3, 128, 128), [target])
+    network.eval()
+    return losses[network.cls_key], losses[network.box_reg_key]
+
+
+def test_without_quality_targets_the_loss_is_torchvisions_focal_loss(network: LesionNet) -> None:
+    logits, hard = torch.randn(400), (torch.rand(400) > 0.5).float()
+    ours = quality_focal_loss(logits, hard)
+    torch.testing.assert_close(ours, sigmoid_focal_loss(logits, hard, alpha=-1, gamma=2))
+    quality, box = classification_and_box_loss(network)
+    plain, same = classification_and_box_loss(network, quality_targets=False)
+    assert plain > quality  # targets of 1 instead of the random boxes' IoU
+    assert same == box
+
+
+def test_another_box_loss_is_used(network: LesionNet) -> None:
+    said, giou = classification_and_box_loss(network)
+    same, complete = classification_and_box_loss(network, box_loss=complete_box_iou_loss)
+    assert same == said
+    assert complete != giou
+    torch.testing.assert_close(classification_and_box_loss(network, box_loss=lambda a, b: 0 * a[:, 0])[1].item(), 0.0)
 
 
 def test_all_negative_batch_gives_every_parameter_a_gradient(network: LesionNet) -> None:

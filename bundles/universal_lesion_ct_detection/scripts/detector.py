@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +33,9 @@ class LesionDetector(RetinaNetDetector):
 
     * anchors, box decoding and losses in float32 outside autocast (MONAI makes anchors in the features' dtype);
     * ATSS for the whole batch without a loop over boxes (:mod:`scripts.atss`);
-    * quality focal loss (a box's score is its expected IoU) and GIoU loss, both divided by the number of positives,
-      and both attached to the graph when there are none, so that DistributedDataParallel gets all gradients;
+    * quality focal loss (a box's score is its expected IoU) and GIoU loss unless told otherwise, both divided by the
+      number of positives and attached to the graph when there are none, so that DistributedDataParallel gets all
+      gradients;
     * selection by top-k and torchvision's NMS, of the best candidates first and of all only where those do not suffice;
       classes compete for a place (NMS ignores the class) unless ``class_aware_nms``;
     * in training, a remedy for lesions without a mark (``unmarked``, see :mod:`scripts.unmarked`; None: all that is
@@ -51,6 +52,9 @@ class LesionDetector(RetinaNetDetector):
         class_aware_nms: suppress only boxes of the same class.
         candidates: of ATSS.
         dense_weight: of the dense task's loss beside the classification loss; 0 without a head for it.
+        quality_targets: a positive anchor's target score is the IoU of its box. False: it is 1, and the loss the focal
+            loss of the RetinaNet paper without its class weight.
+        box_loss: (N, 4) boxes and (N, 4) goals -> (N,) losses, such as torchvision's.
 
     Raises:
         BundleError: ``dense_weight`` is negative or not finite.
@@ -63,6 +67,8 @@ class LesionDetector(RetinaNetDetector):
         class_aware_nms: bool = False,
         candidates: int = 9,
         dense_weight: float = 0.0,
+        quality_targets: bool = True,
+        box_loss: Callable[[Tensor, Tensor], Tensor] = generalized_box_iou_loss,
     ) -> None:
         super().__init__(network=network, anchor_generator=anchor_generator)
         if not 0 <= dense_weight < math.inf:
@@ -70,6 +76,8 @@ class LesionDetector(RetinaNetDetector):
         self.dense_weight = dense_weight
         self.class_aware_nms = class_aware_nms
         self.candidates = candidates
+        self.quality_targets = quality_targets
+        self.box_loss = box_loss
         self.unmarked: Remedy | None = None
         self.set_target_keys(box_key="box", label_key="label")
         self._anchor_cache: dict[tuple[Any, ...], list[Tensor]] = {}
@@ -126,7 +134,7 @@ class LesionDetector(RetinaNetDetector):
             goal, kind, certainty = boxes[image, box], labels[image, box], worth[image, box]
             quality = torch.zeros_like(logits)
             iou = pairwise_iou(decoded.detach(), goal)
-            quality[image, anchor, kind] = iou
+            quality[image, anchor, kind] = iou if self.quality_targets else torch.ones_like(iou)
             positives = certainty.sum().clamp(min=1.0)
             losses = quality_focal_loss(logits, quality)
             if self.unmarked is None:
@@ -139,7 +147,7 @@ class LesionDetector(RetinaNetDetector):
                 classification = self.unmarked.total(losses * share[..., None], logits, positive) / positives
             # A box's loss counts with its quality, so that good boxes are made better before bad ones (GFL, eq. 9).
             weight = logits.detach()[image, anchor].amax(-1).sigmoid() * certainty if len(image) else iou
-            regression = (generalized_box_iou_loss(decoded, goal) * weight).sum() / weight.sum().clamp(min=1.0)
+            regression = (self.box_loss(decoded, goal) * weight).sum() / weight.sum().clamp(min=1.0)
             named = {self.cls_key: classification, self.box_reg_key: BOX_WEIGHT * regression + 0.0 * deltas.sum()}
             if DENSE_KEY in head_outputs_reshape:
                 named[DENSE_KEY] = self.dense_weight * loss_of_targets(head_outputs_reshape[DENSE_KEY][0], targets)

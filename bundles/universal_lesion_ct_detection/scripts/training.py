@@ -53,14 +53,20 @@ def parameter_groups(network: nn.Module, body_rate: float, rate: float, weight_d
     ]
 
 
-def warmup_cosine(optimizer: Optimizer, steps: int, warmup: int) -> LambdaLR:
-    """Learning rate: linear over ``warmup`` steps, then a cosine to 1 % at ``steps``."""
+def warmup_cosine(optimizer: Optimizer, steps: int, warmup: int, final_share: float = 0.01) -> LambdaLR:
+    """Learning rate: linear over ``warmup`` steps, then a cosine to ``final_share`` of it at ``steps``.
+
+    Raises:
+        BundleError: ``final_share`` is not in 0..1 (1: no decay).
+    """
+    if not 0 <= final_share <= 1:
+        raise BundleError(f"final_rate_share must be in 0..1, got {final_share}")
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
         done = min(1.0, (step - warmup) / max(1, steps - warmup))
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+        return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * done))
 
     return LambdaLR(optimizer, factor)
 
@@ -81,8 +87,11 @@ class TrainStep:
         average: the moving average to update.
         device: where to compute.
         amp: see :func:`scripts.device.autocast_dtype`.
-        clip: greatest norm of the gradient.
+        clip: greatest norm of the gradient; None: as it is.
         unmarked: what to do about lesions without a mark; the detector gets it.
+
+    Raises:
+        BundleError: ``clip`` is not positive.
     """
 
     def __init__(
@@ -93,9 +102,11 @@ class TrainStep:
         average: AveragedModel,
         device: str | torch.device,
         amp: bool | str = "auto",
-        clip: float = 10.0,
+        clip: float | None = 10.0,
         unmarked: Remedy | None = None,
     ) -> None:
+        if clip is not None and not clip > 0:
+            raise BundleError(f"clip_gradient must be more than 0, or null, got {clip}")
         self.detector, self.optimizer, self.scheduler, self.average = detector, optimizer, scheduler, average
         self.unmarked = Remedy() if unmarked is None else unmarked
         self.device = choose(device)
@@ -131,7 +142,8 @@ class TrainStep:
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         self.scheduler.step()
         self.average.update_parameters(self.network)
