@@ -16,13 +16,14 @@ from scripts.network import LesionNet
 def weights(tmp_path: Path) -> Path:
     path = tmp_path / "model.pt"
     network = LesionNet(1, 1, pretrained=False, channels=16, flip_average=True)
-    save_model(path, network, make(3, [[0, 255]], 64), ["lesion"], [[8.0]] * 4)
+    save_model(path, network, make(3, [[0, 255]], 64), ["lesion"], [[8.0]] * 4, scale_average=[1.5])
     return path
 
 
 def test_facts_are_what_was_saved(weights: Path) -> None:
     found = facts(weights)
     assert found["flip_average"] is True
+    assert found["scale_average"] == [1.5]
     assert found["channels"] == 16
     assert found["categories"] == ["lesion"]
 

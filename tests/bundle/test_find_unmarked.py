@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from scripts.checkpoint import save_model
+from scripts.checkpoint import read, save, save_model
 from scripts.contract import make
 from scripts.evaluation import write_json
 from scripts.find_unmarked import by_series, findings_of
@@ -65,6 +65,24 @@ def test_no_finding_overlaps_a_mark_and_the_gallery_shows_each(hospital: Path, f
     assert len(pictures) == len(items)
     assert all(cv2.imread(str(found / name)) is not None for name in pictures)
     assert not re.search(r"https?://", page)
+
+
+def test_findings_are_looked_for_as_the_weights_were_chosen(hospital: Path, found: Path, tmp_path: Path) -> None:
+    content = read(found.parent / "model.pt")
+    save(tmp_path / "model.pt", content | {"flip_average": True, "scale_average": [1.5]})
+    words = {"datalist": hospital, "dataset_dir": hospital.parent, "output_dir": tmp_path, "workers": 0}
+    shown = {}
+    for name, given in (
+        ("stored", {}),
+        ("given", {"flip_average": True, "scale_average": [1.5]}),
+        ("flip alone", {"scale_average": []}),
+        ("scale alone", {"flip_average": False}),
+    ):
+        here("train", "find_unmarked", device_name="cpu", amp=False, batch_size=4, **words, **given)
+        series = json.loads((tmp_path / "unmarked" / "detections.json").read_text())["series"]
+        shown[name] = [finding["score"] for one in series for finding in one["findings"]]
+    assert shown["stored"] == shown["given"]
+    assert len({tuple(scores) for scores in shown.values()}) == 3
 
 
 def test_accepted_findings_train_with_the_marks_and_others_do_not(hospital: Path, found: Path, tmp_path: Path) -> None:

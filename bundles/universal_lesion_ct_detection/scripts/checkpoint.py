@@ -86,7 +86,8 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     Returns:
         ``file`` (its name), ``sha256``, ``contract``, ``anchor_sizes``, ``categories``, ``channels``,
         ``convolutions``, ``folded`` (batch norm folded into the convolutions, as in a network trained from ImageNet),
-        ``flip_average`` (used in choosing weights and thresholds, see :class:`scripts.network.LesionNet`),
+        ``flip_average`` and ``scale_average`` (used in choosing weights and thresholds, see
+        :class:`scripts.network.LesionNet` and :class:`scripts.scale_average.ScaleAverage`),
         ``operating_score``, the score threshold chosen in training (0.05 where none was), ``operating_points``, those
         of conformal risk control by their alpha (see :mod:`scripts.conformal`), and ``across_slices``, the model of
         :mod:`scripts.across_slices` with its own ``score`` threshold, or None.
@@ -111,6 +112,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         "convolutions": sum(tensor.ndim == 4 for tensor in tower),
         "folded": not any(name.endswith("running_mean") for name in weights),
         "flip_average": bool(content.get("flip_average", False)),
+        "scale_average": [float(scale) for scale in content.get("scale_average") or []],
         "operating_score": 0.05 if score is None else float(score),
         "operating_points": dict(content.get("operating_points") or {}),
         "across_slices": content.get("across_slices"),

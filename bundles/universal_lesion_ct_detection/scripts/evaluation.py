@@ -18,8 +18,10 @@ from scripts import metrics as lesion_metrics
 from scripts.atomic import atomic_path
 from scripts.checkpoint import save_model
 from scripts.contract import InputContract
+from scripts.detector import LesionDetector
 from scripts.device import autocast_dtype, choose
 from scripts.froc import ImageResult
+from scripts.scale_average import ScaleAverage, check_scales
 
 
 class DetectStep:
@@ -30,10 +32,17 @@ class DetectStep:
     Args:
         detector: :class:`scripts.detector.LesionDetector`.
         device, amp: as in :class:`scripts.training.TrainStep`.
+        scale_average: further scales, see :class:`scripts.scale_average.ScaleAverage`.
     """
 
-    def __init__(self, detector: nn.Module, device: str | torch.device, amp: bool | str = "auto") -> None:
-        self.detector = detector
+    def __init__(
+        self,
+        detector: LesionDetector,
+        device: str | torch.device,
+        amp: bool | str = "auto",
+        scale_average: Sequence[float] = (),
+    ) -> None:
+        self.detector, self.look = detector, ScaleAverage(detector, scale_average)
         self.device = choose(device)
         self.dtype = autocast_dtype(amp, self.device)
         detector.to(memory_format=torch.channels_last)
@@ -42,7 +51,7 @@ class DetectStep:
         self.detector.eval()
         images = batch["image"].to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with torch.inference_mode(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            found = self.detector(images)
+            found = self.look(images)
         rest = [key for key in batch if key != "image"]
         out = []
         for index, prediction in enumerate(found):
@@ -133,7 +142,7 @@ class KeepBest:
         metrics: the handler that collected the results.
         state: :class:`scripts.checkpoint.ResumableState`, which remembers the best value over resumes.
         network: the (averaged) network that was validated.
-        contract, categories, anchor_sizes: stored with the weights.
+        contract, categories, anchor_sizes, scale_average: stored with the weights.
         key: the metric that decides.
         fp_per_image: the score threshold stored with the weights gives this many false positives per tuning image.
     """
@@ -147,11 +156,13 @@ class KeepBest:
         contract: InputContract,
         categories: list[str],
         anchor_sizes: list[list[float]],
+        scale_average: Sequence[float] = (),
         key: str = "average_sensitivity",
         fp_per_image: str = "1",
     ) -> None:
         self.path, self.metrics, self.state, self.network = Path(path), metrics, state, network
         self.contract, self.categories, self.anchor_sizes = contract, categories, anchor_sizes
+        self.scale_average = check_scales(scale_average)
         self.key, self.fp_per_image = key, fp_per_image
 
     def attach(self, engine: Engine) -> None:
@@ -173,6 +184,7 @@ class KeepBest:
             self.anchor_sizes,
             operating_point={"score": threshold, "fp_per_image": self.fp_per_image, "chosen_on": "tuning patients"},
             tuning={self.key: float(value)},
+            scale_average=list(self.scale_average),
         )
 
 
