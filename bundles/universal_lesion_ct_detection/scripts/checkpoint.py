@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,34 @@ def store_operating_point(path: str | PathLike[str], alpha: float, point: Mappin
     if point is not None:
         points[_alpha(alpha)] = dict(point)
     _replace(path, {**content, "operating_points": points})
+
+
+def store_default(
+    path: str | PathLike[str], point: Mapping[str, Any], flip_average: bool, scale_average: Sequence[float]
+) -> list[str]:
+    """Keep the default threshold, and how slices are looked at, in ``model.pt``.
+
+    Args:
+        path: of the weights; replaced whole.
+        point: plain values with ``score``.
+        flip_average, scale_average: see :func:`facts`.
+
+    Returns:
+        What was dropped, in words: where slices were looked at otherwise before, thresholds of conformal risk control
+        and a model across slices no longer hold.
+    """
+    content = read(path)
+    looks = {"flip_average": bool(flip_average), "scale_average": [float(scale) for scale in scale_average]}
+    before = {
+        "flip_average": bool(content.get("flip_average", False)),
+        "scale_average": list(content.get("scale_average") or []),
+    }
+    dropped = []
+    if looks != before:
+        dropped = [f"the threshold of --risk {alpha}" for alpha in sorted(content.pop("operating_points", None) or {})]
+        dropped += ["the model across slices"] if content.pop("across_slices", None) is not None else []
+    _replace(path, {**content, **looks, "operating_point": dict(point)})
+    return dropped
 
 
 def store_across_slices(path: str | PathLike[str], model: Mapping[str, Any] | None) -> list[str]:

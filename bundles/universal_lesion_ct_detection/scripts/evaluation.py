@@ -16,7 +16,7 @@ from torch import nn
 from scripts import distributed
 from scripts import metrics as lesion_metrics
 from scripts.atomic import atomic_path
-from scripts.checkpoint import save_model
+from scripts.checkpoint import save_model, store_default
 from scripts.contract import InputContract
 from scripts.detector import LesionDetector
 from scripts.device import autocast_dtype, choose
@@ -134,6 +134,12 @@ class DetectionMetrics:
         self.details = {**details, **self.facts}
 
 
+def default_point(metrics: DetectionMetrics, fp_per_image: str) -> dict[str, Any]:
+    """The score threshold that gives so many false positives per tuning image, as it is kept in ``model.pt``."""
+    score = metrics.details["score_at_fp_per_image"].get(fp_per_image)
+    return {"score": score, "fp_per_image": fp_per_image, "chosen_on": "tuning patients"}
+
+
 class KeepBest:
     """Write ``model.pt`` whenever the validation on the tuning patients is better than all before.
 
@@ -175,17 +181,53 @@ class KeepBest:
         self.state.best = value
         if not distributed.is_main():
             return
-        threshold = self.metrics.details["score_at_fp_per_image"].get(self.fp_per_image)
         save_model(
             self.path,
             self.network,
             self.contract,
             self.categories,
             self.anchor_sizes,
-            operating_point={"score": threshold, "fp_per_image": self.fp_per_image, "chosen_on": "tuning patients"},
+            operating_point=default_point(self.metrics, self.fp_per_image),
             tuning={self.key: float(value)},
             scale_average=list(self.scale_average),
         )
+
+
+class SetThreshold:
+    """At the end of an evaluation of the tuning patients, put threshold and ways of looking into ``model.pt``.
+
+    Args:
+        path: of the weights that were evaluated.
+        metrics: the handler that collected the results.
+        flip_average, scale_average: how the slices were looked at.
+        fp_per_image: as in :class:`KeepBest`.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        metrics: DetectionMetrics,
+        flip_average: bool,
+        scale_average: Sequence[float],
+        fp_per_image: str = "1",
+    ) -> None:
+        self.path, self.metrics, self.fp_per_image = path, metrics, fp_per_image
+        self.flip_average, self.scale_average = bool(flip_average), check_scales(scale_average)
+
+    def attach(self, engine: Engine) -> None:
+        if distributed.is_main():
+            engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        point = default_point(self.metrics, self.fp_per_image)
+        dropped = store_default(self.path, point, self.flip_average, self.scale_average)
+        said = "none gives" if point["score"] is None else f"{point['score']:.3f} gives"
+        print(
+            f"score threshold: {said} {self.fp_per_image} false positive(s) per tuning slice; stored in {self.path} "
+            f"with flip_average {self.flip_average} and scale_average {list(self.scale_average)}"
+        )
+        for what in dropped:
+            print(f"dropped from it: {what}, made for scores of other looks; make it anew")
 
 
 class Validate:
