@@ -43,12 +43,15 @@ def main() -> None:
         help="of the learning rate, --epochs each; every one starts from the best weights of the one before "
         "(default: %(default)s)",
     )  # fmt: skip
+    shipping.add_argument(
+        "--start", type=Path, help="model.pt that the first cycle goes on from (default: ImageNet's weights)"
+    )
     shipping.set_defaults(run=ship)
     showing = what.add_parser("show", parents=[common], help="find lesions in a whole series (full-range slices)")
     showing.add_argument("--series", default=f"{LEFT_OUT[0]}_01_01", help="folder of IMAGES (default: %(default)s)")
     showing.set_defaults(run=show)
     arguments = parser.parse_args()
-    for path in (arguments.csv, arguments.images):
+    for path in (arguments.csv, arguments.images, getattr(arguments, "start", None) or arguments.csv):
         if not path.exists():
             parser.error(f"{path}: no such file or folder")
     arguments.run(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -15,8 +16,8 @@ from typing import Any
 
 from benchmarks.deeplesion import copy_rows
 from benchmarks.results import machine, today, with_interval, write_section
-from benchmarks.runs import HEAD, NOTES, arm, evaluated, minutes, row
-from stages import BUNDLE, PLAIN_OPTIONS, Stages, command, data_step
+from benchmarks.runs import HEAD, NOTES, arm, common, evaluated, minutes, row
+from stages import BUNDLE, PLAIN_OPTIONS, Stages, bundle, command, data_step
 
 from data_prep.atomic import atomic_path
 
@@ -29,6 +30,8 @@ COMMON: dict[str, Any] = {
     "size": 448, "ema_decay": 0.998, "val_interval": 2, "flip_average": True,
     **PLAIN_OPTIONS,
 }  # fmt: skip
+SCALES = (0.857, 1.286)
+"""Further looks, at 384 and 576 px."""
 TRIAL_EPOCHS, SHIPPED_EPOCHS, SHIPPED_CYCLES = 5, 10, 2
 
 
@@ -81,18 +84,37 @@ class Data:
             out=self.datalist,
         )  # fmt: skip
 
-    def train(self, recipe: str, name: str, epochs: int, start: str | None = None) -> dict[str, Any]:
-        """Train, from ImageNet's weights or those of another training; the figures of the tuning patients."""
+    def train(self, recipe: str, name: str, epochs: int, start: Path | None = None) -> dict[str, Any]:
+        """Train, from ImageNet's weights or those of a ``model.pt``; the figures of the tuning patients."""
         options = {**COMMON, **RECIPES[recipe].options, "max_epochs": epochs}
         configs: tuple[str, ...] = ("train",)
         if start is not None:
-            configs, options["start_from"] = ("train", "finetune"), self.work / start / "model.pt"
+            configs, options["start_from"] = ("train", "finetune"), start
             for key in ("slices", "windows_hu", "size", "flip_average"):
                 del options[key]  # finetune.yaml takes them from the weights
+            options["scale_average"] = []  # the epoch is chosen without, which is faster
         return arm(
             self.stages, self.work, name, train=self.datalist, configs=configs, section="tuning", **self.judged,
             **options,
         )  # fmt: skip
+
+    def look(self, name: str, members: Sequence[Path]) -> dict[str, Any]:
+        """The mean of the members' weights, looking in :data:`SCALES`; the figures of the tuning patients."""
+        home = self.work / name
+        self.stages.run(f"{name}: weights", self.average, home / "model.pt", members)
+        shared = common(self.work, name, self.images, self.seed)
+        options = {**shared, "datalist": self.datalist, "scale_average": list(SCALES)}
+        self.stages.run(f"{name}: threshold", bundle, "train", "evaluate", "set_threshold", **options)
+        found: dict[str, Any] = json.loads((home / "evaluation" / "tuning" / "metrics.json").read_text("utf-8"))
+        return found
+
+    def average(self, target: Path, members: Sequence[Path]) -> None:
+        target.unlink(missing_ok=True)
+        if len(members) == 1:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(members[0], target)
+        else:
+            command("-m", "scripts.average_weights", target, *members, cwd=BUNDLE)
 
     def judge(self, name: str, section: str) -> dict[str, Any]:
         return evaluated(self.stages, self.work, name, section=section, **self.judged)
@@ -143,24 +165,52 @@ def ship(arguments: argparse.Namespace) -> None:
     data = Data(arguments)
     data.prepare()
     epochs = arguments.epochs or SHIPPED_EPOCHS
-    names = [f"ship {arguments.recipe}, {epochs} epochs, seed {arguments.seed}"]
-    tuning = [data.train(arguments.recipe, names[0], epochs)]
-    for cycle in range(2, arguments.cycles + 1):
-        names.append(f"{names[0]}, cycle {cycle}")
-        tuning.append(data.train(arguments.recipe, names[-1], epochs, start=names[-2]))
-    name = names[-1]
+    start = arguments.start.resolve() if arguments.start else None
+    first = f"ship {arguments.recipe}, {epochs} epochs, seed {arguments.seed}"
+    first += f", on from {digest_of(start)}" if start else ""
+    names = [first if cycle == 1 else f"{first}, cycle {cycle}" for cycle in range(1, arguments.cycles + 1)]
+    tuning, members = {}, [start] if start else []
+    for cycle, name in enumerate(names, 1):
+        before = members[-1] if members else None
+        tuning[f"cycle {cycle}"] = data.train(arguments.recipe, name, epochs, start=before)
+        members.append(data.work / name / "model.pt")
+    last = f"{names[-1]}, in three sizes"
+    ways = {last: members[-1:], f"{last}, averaged": members[-2:]}
+    looked = {name: data.look(name, some) for name, some in ways.items() if len(some) == 1 or len(members) > 1}
+    tuning |= {
+        f"{'mean of the weights of the last two, ' if name != last else 'last cycle, '}slices in three sizes": metrics
+        for name, metrics in looked.items()
+    }
+    name = max(looked, key=lambda one: looked[one]["average_sensitivity"]["value"])
     validation = data.judge(name, "validation")
     home = data.work / name
     # At every start: another recipe's may have been put there since.
     digest = install(home / "model.pt", BUNDLE / "models")
-    opened = opening(data.work / "openings.csv", digest, validation)
     figures = BUNDLE / "docs" / "weights"
     figures.mkdir(exist_ok=True)
+    opened = opening(figures / "openings.csv", digest, validation)
     report = home / "evaluation" / "validation"
     for picture in ("froc.png", "overlays.png"):
         shutil.copyfile(report / picture, figures / picture)
-    learning_curve(data.work / "mlruns.db", names, figures / "learning_curve.png")
-    card(data, arguments, names, epochs, digest, tuning, validation, opened)
+    # The curve of the weights that this began with, if any, stays.
+    learning_curve(data.work / "mlruns.db", names, figures / f"learning_curve{'_on' if start else ''}.png")
+    card(data, arguments, names, epochs, digest, tuning, validation, opened, averaged=name != last)
+
+
+def how_it_looks(averaged: bool) -> str:
+    """What is done beyond a plain look with the last weights, in words."""
+    sizes = ", ".join(f"{round(COMMON['size'] * scale / 32) * 32}" for scale in SCALES)
+    mean = "The weights are the mean of the last two cycles' (by the tuning patients). " if averaged else ""
+    return (
+        f"{mean}Each slice is also looked at in {sizes} px, and the scores of what overlaps are averaged: chosen by the "
+        "tuning patients, with earlier weights, among the subsets of 384, 448, 512 and 576 px."
+    )
+
+
+def digest_of(weights: Path) -> str:
+    """The first digits of a file's SHA-256."""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def install(weights: Path, models: Path) -> str:
@@ -186,6 +236,7 @@ def opening(record: Path, digest: str, metrics: Mapping[str, Any]) -> list[dict[
         metrics: of the validation patients.
     """
     known = list(csv.DictReader(record.open(newline="", encoding="utf-8"))) if record.exists() else []
+    digest = digest[:12]
     if all(one["weights"] != digest for one in known):
         known.append(
             {
@@ -195,7 +246,7 @@ def opening(record: Path, digest: str, metrics: Mapping[str, Any]) -> list[dict[
             }
         )  # fmt: skip
         with atomic_path(record) as temporary, temporary.open("w", newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, fieldnames=list(known[0]))
+            writer = csv.DictWriter(out, fieldnames=list(known[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(known)
     return known
@@ -257,25 +308,25 @@ def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
 
 def card(
     data: Data, arguments: argparse.Namespace, names: Sequence[str], epochs: int, digest: str,
-    tuning: Sequence[Mapping[str, Any]], validation: Mapping[str, Any], opened: list[dict[str, str]],
+    tuning: Mapping[str, Mapping[str, Any]], validation: Mapping[str, Any], opened: list[dict[str, str]],
+    averaged: bool,
 ) -> None:  # fmt: skip
     """Write the measured part of the model card."""
     counts = data.counts()
     model = BUNDLE / "models" / "model.pt"
+    began = f"(from the weights `{digest_of(arguments.start)}` on) " if arguments.start else ""
     lines = [
         HEAD,
         row("**official validation patients**", validation),
-        *(
-            row(f"tuning patients, who chose the epoch{f', cycle {i}' if len(tuning) > 1 else ''}", metrics)
-            for i, metrics in enumerate(tuning, 1)
-        ),
+        *(row(f"tuning patients, who chose the epoch: {name}", metrics) for name, metrics in tuning.items()),
         "",
         f"`models/model.pt`, {model.stat().st_size / 2**20:.1f} MiB, SHA-256 `{digest}`. Validation: "
         f"{validation['images']} slices, {validation['lesions']} lesions, {validation['patients']} patients. "
-        f"Trained on {counts['training']} official train slices for {len(names)} cycle(s) of the learning rate of "
+        f"Trained on {counts['training']} official train slices for {len(names)} cycle(s) of the learning rate "
+        f"{began}of "
         f"{epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
         f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {RECIPES[arguments.recipe].title}. "
-        f"{what_is_common()} {pace(data.work / 'mlruns.db', names[-1])} "
+        f"{what_is_common()} {how_it_looks(averaged)} {pace(data.work / 'mlruns.db', names[-1])} "
         f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "
         f"Machine: {machine()}. Command: `python scripts/train_weights.py ship ...`, {today()}.",
         "",
@@ -299,7 +350,7 @@ def card(
         "| --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| {one['date']} | `{one['weights'][:12]}` | {one['mean of .5 to 4']} | {one['4 FP']} | {one['accuracy']} |"
+        f"| {one['date']} | `{one['weights']}` | {one['mean of .5 to 4']} | {one['4 FP']} | {one['accuracy']} |"
         for one in opened
     ]
     write_section("weights", "Figures", "\n".join(lines), BUNDLE / "docs" / "model_card.md")
