@@ -202,8 +202,8 @@ def how_it_looks(averaged: bool) -> str:
     sizes = ", ".join(f"{round(COMMON['size'] * scale / 32) * 32}" for scale in SCALES)
     mean = "The weights are the mean of the last two cycles' (by the tuning patients). " if averaged else ""
     return (
-        f"{mean}Each slice is also looked at in {sizes} px, and the scores of what overlaps are averaged: chosen by the "
-        "tuning patients, with earlier weights, among the subsets of 384, 448, 512 and 576 px."
+        f"{mean}Each slice is also looked at in {sizes} px, and the scores of what overlaps are averaged: chosen by "
+        "the tuning patients, with earlier weights, among the subsets of 384, 448, 512 and 576 px."
     )
 
 
