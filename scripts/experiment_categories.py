@@ -41,8 +41,11 @@ def main() -> None:
     common.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
     budget = "start no training that would end after so many minutes of training in all (default: {})"
     what = parser.add_subparsers(dest="what", required=True)
-    phantom = what.add_parser("phantom", parents=[common], help="judged by the full truth of the test patients")
+    phantom = what.add_parser("phantom", parents=[common], help="judged by the full truth of another phantom hospital")
     phantom.add_argument("--patients", type=positive, default=52, help="of the hospital (default: %(default)s)")
+    phantom.add_argument(
+        "--judged-patients", type=positive, default=52, help="of a second one, which judges (default: %(default)s)"
+    )
     phantom.add_argument("--minutes", type=minutes, help=budget.format("no limit"))
     real = what.add_parser("real", parents=[common], help="judged by the marks of the official validation slices")
     real.add_argument("csv", type=Path, help="DL_info.csv")

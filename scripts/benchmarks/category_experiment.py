@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.category_report import Finished, section
 from benchmarks.gains import Run
 from benchmarks.results import write_section
-from benchmarks.runs import arm
+from benchmarks.runs import evaluated, trained
 from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, REAL_OPTIONS, Stages, command, data_step
 
 from data_prep.atomic import write_json
@@ -28,6 +28,7 @@ from data_prep.splits import unit_interval
 
 REAL_EPOCHS = 8
 """Three arms and three seeds of 1,500 slices at 384 px then take about four hours on two cores."""
+JUDGES_SEED = 1_000
 SIZE_SALT = "lesion-bookmarks/learning-curve/1"
 
 
@@ -172,10 +173,13 @@ class Experiment:
             settings |= {"csv": str(source), "images": str(self.images)}
         else:
             source, self.images = self.work / "phantom" / "DL_info.csv", self.work / "phantom" / "Images_png"
-            settings |= {"patients": arguments.patients}
+            settings |= {"patients": arguments.patients, "judged_patients": arguments.judged_patients}
         self.source = source
         self.stages = Stages(self.work, settings)
         self.lesions = self.work / "harvest" / "lesions.parquet"
+        # The phantom's judges are a hospital of their own: patients cost nothing there, and few of them show nothing.
+        self.judges = self.work / "judges"
+        self.judged_images = self.images if self.real else self.judges / "Images_png"
         self.section = "validation" if self.real else "test"
         self.finished: dict[tuple[float, str, int], Finished] = {}
 
@@ -223,7 +227,12 @@ class Experiment:
             if not same_lesions(self.content("mined"), self.content(name)):
                 raise SystemExit(f"stopped: {self.file(name)} has other lesions than {self.file('mined')}")
         if not self.real:
-            self.stages.run("truth", self.judge_of_truth)
+            patients, seed = self.arguments.judged_patients, self.arguments.seed + JUDGES_SEED
+            self.stages.run("judges", data_step, "phantom", self.judges, patients=patients, seed=seed)
+            found = self.judges / "harvest"
+            source, images = self.judges / "DL_info.csv", self.judged_images
+            self.stages.run("judges: harvest", data_step, "harvest", source, images=images, out=found)
+            self.stages.run("truth", self.judge_of_truth, found / "lesions.parquet")
         self.judge = self.file("mined" if self.real else "truth")
 
     def mine(self, name: str) -> None:
@@ -238,20 +247,21 @@ class Experiment:
             categories=number, rounds=rounds, seed=self.arguments.seed,
         )  # fmt: skip
 
-    def datalist(self, lesions: Path, categories: str, name: str) -> None:
+    def datalist(self, lesions: Path, categories: str, name: str, images: Path | None = None) -> None:
         found = self.work / "categories" / categories / "categories.parquet"
-        data_step("datalist", lesions, categories=found, images=self.images, out=self.file(name))
+        data_step("datalist", lesions, categories=found, images=images or self.images, out=self.file(name))
 
-    def judge_of_truth(self) -> None:
-        """Every lesion of the test slices, marked or not, with the mined category it would have."""
-        truth = json.loads((self.source.parent / "truth" / "datalist.json").read_text(encoding="utf-8"))
-        rows = truth_lesions(truth["test"], read_lesions(self.lesions), "test")
+    def judge_of_truth(self, marked: Path) -> None:
+        """Every lesion of the judges' key slices, marked or not, with the mined category it would have."""
+        truth = json.loads((self.judges / "truth" / "datalist.json").read_text(encoding="utf-8"))
+        items = [item for name in ("training", "tuning", "validation", "test") for item in truth[name]]
+        rows = truth_lesions(items, read_lesions(marked), self.section)
         lesions = self.work / "categories" / "truth" / "lesions.parquet"
         lesions.parent.mkdir(parents=True, exist_ok=True)
         write_lesions(rows, lesions)
         model = self.work / "categories" / "mined" / "categorizer.safetensors"
-        data_step("categorize", lesions, images=self.images, out=lesions.parent, model=model)
-        self.datalist(lesions, "truth", "truth")
+        data_step("categorize", lesions, images=self.judged_images, out=lesions.parent, model=model)
+        self.datalist(lesions, "truth", "truth", self.judged_images)
 
     def file(self, name: str) -> Path:
         return self.work / "lists" / f"{name}.json"
@@ -276,10 +286,10 @@ class Experiment:
         # As many steps and looks at the tuning patients as with all patients.
         often = len(whole["training"]) / len(content["training"])
         schedule = {key: max(1, round(self.options[key] * often)) for key in ("max_epochs", "val_interval")}
-        arm(
-            self.stages, self.work / "runs", title, train=train, judge=self.judge, images=self.images, seed=seed,
-            section=self.section, single_class=kind.single_class, **{**self.options, **schedule},
-        )  # fmt: skip
+        work, options = self.work / "runs", {**self.options, **schedule, "single_class": kind.single_class}
+        trained(self.stages, work, title, train=train, images=self.images, seed=seed, **options)
+        judged: dict[str, Any] = {"judge": self.judge, "images": self.judged_images, "section": self.section}
+        evaluated(self.stages, work, title, seed=seed, **judged)
         home, program = self.work / "runs" / title, Path(__file__).with_name("replicates.py")
         words = (self.evaluation(home), self.judge, self.section, home / "replicates.npz")
         self.stages.run(f"{title}: replicates", command, program, *words)

@@ -219,12 +219,13 @@ def _method(
         )
     else:
         data = (
-            f"Phantom hospital of {arguments.patients} patients, judged on its test patients by the full truth: "
-            f"{counted}."
+            f"Phantom hospital of {arguments.patients} patients, judged by the full truth of all key slices of a "
+            f"second one: {counted}."
         )
     replicates, seeds = len(next(iter(finished.values())).run.samples), sorted({seed for _, _, seed in finished})
-    given = ("patients", "epochs", "seeds", "seed", "rounds")
-    words = [f"--{name} {getattr(arguments, name)}" for name in given if getattr(arguments, name, None) is not None]
+    given = ("patients", "judged_patients", "epochs", "seeds", "seed", "rounds")
+    asked = {name.replace("_", "-"): getattr(arguments, name, None) for name in given}
+    words = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     words.append(f"--arms {','.join(titles)}")
     words.append(f"--sizes {','.join(f'{size:g}' for size in sorted({size for size, _, _ in finished}))}")
     return (

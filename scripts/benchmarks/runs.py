@@ -33,9 +33,17 @@ def arm(
     configs: tuple[str, ...] = ("train",), section: str = "validation", **options: object,
 ) -> dict[str, Any]:  # fmt: skip
     """Train (or only write untrained weights) and evaluate once; returns metrics.json."""
+    trained(stages, work, name, train=train, images=images, seed=seed, configs=configs, **options)
+    return evaluated(stages, work, name, judge=judge, images=images, seed=seed, section=section)
+
+
+def trained(
+    stages: Stages, work: Path, name: str, *, train: Path, images: Path, seed: int,
+    configs: tuple[str, ...] = ("train",), **options: object,
+) -> None:  # fmt: skip
+    """Train once."""
     shared = common(work, name, images, seed)
     stages.run(f"{name}: train", bundle, *configs, datalist=train, **shared, **options)
-    return evaluated(stages, work, name, judge=judge, images=images, seed=seed, section=section)
 
 
 def evaluated(
