@@ -175,8 +175,8 @@ def ship(arguments: argparse.Namespace) -> None:
         tuning[f"cycle {cycle}"] = data.train(arguments.recipe, name, epochs, start=before)
         members.append(data.work / name / "model.pt")
     last = f"{names[-1]}, in three sizes"
-    ways = {last: members[-1:], f"{last}, averaged": members[-2:]}
-    looked = {name: data.look(name, some) for name, some in ways.items() if len(some) == 1 or len(members) > 1}
+    ways = {last: members[-1:]} | ({f"{last}, averaged": members[-2:]} if len(members) > 1 else {})
+    looked = {name: data.look(name, some) for name, some in ways.items()}
     tuning |= {
         f"{'mean of the weights of the last two, ' if name != last else 'last cycle, '}slices in three sizes": metrics
         for name, metrics in looked.items()
