@@ -51,8 +51,8 @@ def main() -> None:
     showing.add_argument("--series", default=f"{LEFT_OUT[0]}_01_01", help="folder of IMAGES (default: %(default)s)")
     showing.set_defaults(run=show)
     arguments = parser.parse_args()
-    for path in (arguments.csv, arguments.images, getattr(arguments, "start", None) or arguments.csv):
-        if not path.exists():
+    for path in (arguments.csv, arguments.images, getattr(arguments, "start", None)):
+        if path is not None and not path.exists():
             parser.error(f"{path}: no such file or folder")
     arguments.run(arguments)
 

@@ -174,14 +174,13 @@ def ship(arguments: argparse.Namespace) -> None:
         before = members[-1] if members else None
         tuning[f"cycle {cycle}"] = data.train(arguments.recipe, name, epochs, start=before)
         members.append(data.work / name / "model.pt")
-    last = f"{names[-1]}, in three sizes"
-    ways = {last: members[-1:]} | ({f"{last}, averaged": members[-2:]} if len(members) > 1 else {})
-    looked = {name: data.look(name, some) for name, some in ways.items()}
-    tuning |= {
-        f"{'mean of the weights of the last two, ' if name != last else 'last cycle, '}slices in three sizes": metrics
-        for name, metrics in looked.items()
-    }
-    name = max(looked, key=lambda one: looked[one]["average_sensitivity"]["value"])
+    ways = {"last cycle": members[-1:]}
+    if len(members) > 1:
+        ways["mean of the weights of the last two"] = members[-2:]
+    looked = {way: data.look(f"{names[-1]}, {way}, in three sizes", some) for way, some in ways.items()}
+    tuning |= {f"{way}, slices in three sizes": metrics for way, metrics in looked.items()}
+    best = max(looked, key=lambda way: looked[way]["average_sensitivity"]["value"])
+    name = f"{names[-1]}, {best}, in three sizes"
     validation = data.judge(name, "validation")
     home = data.work / name
     # At every start: another recipe's may have been put there since.
@@ -194,7 +193,7 @@ def ship(arguments: argparse.Namespace) -> None:
         shutil.copyfile(report / picture, figures / picture)
     # The curve of the weights that this began with, if any, stays.
     learning_curve(data.work / "mlruns.db", names, figures / f"learning_curve{'_on' if start else ''}.png")
-    card(data, arguments, names, epochs, digest, tuning, validation, opened, averaged=name != last)
+    card(data, arguments, names, epochs, digest, tuning, validation, opened, averaged=len(ways[best]) > 1)
 
 
 def how_it_looks(averaged: bool) -> str:
@@ -323,8 +322,7 @@ def card(
         f"`models/model.pt`, {model.stat().st_size / 2**20:.1f} MiB, SHA-256 `{digest}`. Validation: "
         f"{validation['images']} slices, {validation['lesions']} lesions, {validation['patients']} patients. "
         f"Trained on {counts['training']} official train slices for {len(names)} cycle(s) of the learning rate "
-        f"{began}of "
-        f"{epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
+        f"{began}of {epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
         f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {RECIPES[arguments.recipe].title}. "
         f"{what_is_common()} {how_it_looks(averaged)} {pace(data.work / 'mlruns.db', names[-1])} "
         f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "

@@ -193,7 +193,7 @@ def test_quality_focal_loss_is_the_papers_formula() -> None:
 
 
 def classification_and_box_loss(network: LesionNet, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of one random image with one marked lesion, with and without what the detector was given."""
+    """Of one random image with one marked lesion."""
     torch.manual_seed(3)
     detector = LesionDetector(network, ExactAnchorGenerator(SIZES), **options).train()
     target = {"box": torch.tensor([[20.0, 30.0, 44.0, 70.0]]), "label": torch.tensor([1])}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from scripts.checkpoint import check_sum, read, save
+from scripts.checkpoint import read_model, save
 from scripts.errors import BundleError
 
 ALIKE = ("contract", "categories", "anchor_sizes")
@@ -36,14 +36,7 @@ def average(paths: Sequence[str | PathLike[str]]) -> dict[str, Any]:
     """
     if len(paths) < 2:
         raise BundleError("give the weights of at least two trainings to average")
-    contents = []
-    for path in paths:
-        if Path(path).is_file():
-            check_sum(path)
-        content = read(path)
-        if not {"model", *ALIKE} <= content.keys():
-            raise BundleError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
-        contents.append(content)
+    contents = [read_model(path)[0] for path in paths]
     first = contents[0]
     shapes = {name: tensor.shape for name, tensor in first["model"].items()}
     for path, content in zip(paths[1:], contents[1:], strict=True):

@@ -80,6 +80,27 @@ def state_sum(path: str | PathLike[str]) -> None:
         temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in known.items()), encoding="utf-8")
 
 
+def read_model(path: str | PathLike[str]) -> tuple[dict[str, Any], str]:
+    """The content of a ``model.pt`` and its SHA-256.
+
+    Raises:
+        BundleError: not a weights file of this bundle, or not the one that was shipped (:func:`check_sum`).
+    """
+    digest = check_sum(path) if Path(path).is_file() else ""
+    content = read(path)
+    if not {"model", "contract", "anchor_sizes", "categories"} <= content.keys():
+        raise BundleError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
+    return content, digest
+
+
+def _looks(content: Mapping[str, Any]) -> dict[str, Any]:
+    """How slices are looked at; older files do not say."""
+    return {
+        "flip_average": bool(content.get("flip_average", False)),
+        "scale_average": [float(scale) for scale in content.get("scale_average") or []],
+    }
+
+
 def facts(path: str | PathLike[str]) -> dict[str, Any]:
     """What a ``model.pt`` says of itself: everything needed to build its network and use it, without the weights.
 
@@ -95,10 +116,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         BundleError: not a weights file of this bundle, or not the one that was shipped (:func:`check_sum`).
     """
-    digest = check_sum(path) if Path(path).is_file() else ""
-    content = read(path)
-    if not {"model", "contract", "anchor_sizes", "categories"} <= content.keys():
-        raise BundleError(f"{path}: not weights of this bundle (no 'model', 'contract', ... in it)")
+    content, digest = read_model(path)
     weights: dict[str, Any] = content["model"]
     tower = [tensor for name, tensor in weights.items() if name.startswith("feature_extractor.tower.")]
     score = (content.get("operating_point") or {}).get("score")
@@ -111,8 +129,7 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
         "channels": int(weights["classification_head.output.weight"].shape[1]),
         "convolutions": sum(tensor.ndim == 4 for tensor in tower),
         "folded": not any(name.endswith("running_mean") for name in weights),
-        "flip_average": bool(content.get("flip_average", False)),
-        "scale_average": [float(scale) for scale in content.get("scale_average") or []],
+        **_looks(content),
         "operating_score": 0.05 if score is None else float(score),
         "operating_points": dict(content.get("operating_points") or {}),
         "across_slices": content.get("across_slices"),
@@ -209,13 +226,9 @@ def store_default(
         and a model across slices no longer hold.
     """
     content = read(path)
-    looks = {"flip_average": bool(flip_average), "scale_average": [float(scale) for scale in scale_average]}
-    before = {
-        "flip_average": bool(content.get("flip_average", False)),
-        "scale_average": list(content.get("scale_average") or []),
-    }
+    looks = _looks({"flip_average": flip_average, "scale_average": scale_average})
     dropped = []
-    if looks != before:
+    if looks != _looks(content):
         dropped = [f"the threshold of --risk {alpha}" for alpha in sorted(content.pop("operating_points", None) or {})]
         dropped += ["the model across slices"] if content.pop("across_slices", None) is not None else []
     _replace(path, {**content, **looks, "operating_point": dict(point)})

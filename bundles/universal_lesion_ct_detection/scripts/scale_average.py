@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -68,29 +67,24 @@ def merge(looks: Sequence[dict[str, Tensor]], iou: float, most: int) -> dict[str
     Other than there, each look gives a finding one box, its best.
 
     Args:
-        looks: dicts with ``box`` (n, 4) px, ``label_scores`` (n,) and ``label`` (n,), of one slice.
+        looks: dicts with ``box`` (n, 4) px, ``label_scores`` (n,), not negative, and ``label`` (n,), of one slice.
         iou: from here on two boxes are one finding.
         most: findings to keep.
 
     Returns:
         Such a dict, best first.
     """
-    boxes, scores, labels = (torch.cat([look[key].to(kind) for look in looks]) for key, kind in _KINDS)
+    boxes, scores, labels = (torch.cat([look[key] for look in looks]) for key in (BOX, SCORE, LABEL))
     seeds = nms(boxes, scores, iou)
     total, weighted = torch.zeros_like(scores[seeds]), torch.zeros_like(boxes[seeds])
     for look in looks:
         if not len(look[BOX]):
             continue
-        own, said = look[BOX].float(), look[SCORE].float()
-        fits = box_iou(boxes[seeds], own) >= iou
-        best, which = torch.where(fits, said, -math.inf).max(1)
-        best = best.clamp(min=0)
+        fits = box_iou(boxes[seeds], look[BOX]) >= iou
+        best, which = torch.where(fits, look[SCORE], 0.0).max(1)
         total += best
-        weighted += own[which] * best[:, None]
+        weighted += look[BOX][which] * best[:, None]
     mean = total / len(looks)
     fused = weighted / total.clamp(min=1e-12)[:, None]
     keep = nms(fused, mean, iou)[:most]
     return {BOX: fused[keep], SCORE: mean[keep], LABEL: labels[seeds][keep]}
-
-
-_KINDS = ((BOX, torch.float32), (SCORE, torch.float32), (LABEL, torch.int64))
