@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benchmarks import ablations, categories, detector_speed, harvest, trained_detector, unmarked
-from benchmarks.choices import positive
+from benchmarks.choices import positive, some_of
 from benchmarks.results import RESULTS
 
 WHAT = {
@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=2, help="of mining (categories; default: %(default)s)")
     parser.add_argument(
         "--patients", type=int, default=52, help="of the phantom (unmarked, ablations; default: %(default)s)"
+    )
+    parser.add_argument(
+        "--arms", type=some_of("arm", ablations.CHANGES), help="of the ablations, with commas (default: all of them)"
     )
     parser.add_argument("--epochs", type=positive, help="of each training (unmarked, ablations; default: the demo's)")
     arguments = parser.parse_args()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,8 +46,8 @@ class Stages:
         self.markers = workdir / ".stages"
         try:
             self.markers.mkdir(parents=True, exist_ok=True)
-            (self.markers / "write-test").touch()
-            (self.markers / "write-test").unlink()
+            with tempfile.TemporaryFile(dir=self.markers):  # a name of its own: two jobs may share a folder
+                pass
         except OSError as error:
             raise SystemExit(f"{workdir}: cannot write into this folder ({error.strerror})") from error
         known = self.markers / "settings.json"

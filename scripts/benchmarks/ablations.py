@@ -33,6 +33,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "ignore": ("confident findings without a mark ignored", {"unmarked": "ignore"}),
     "no cosine": ("a constant learning rate instead of the cosine", {"final_rate_share": 1.0}),
     "no clipping": ("without clipping the gradient", {"clip_gradient": None}),
+    "IoU matching": ("anchors matched by fixed IoU thresholds instead of ATSS", {"matching": "iou"}),
+    "sharpness": ("with sharpness varied", {"augmentation#sharpness": 1.0}),
     "plain focal": ("plain focal loss instead of quality focal loss", {"quality_targets": False}),
     "complete IoU": ("complete IoU loss instead of GIoU", {"box_loss": "$torchvision.ops.complete_box_iou_loss"}),
     "early stopping": ("stopped after two looks (one in two epochs) without gain", {"val_interval": 2, "patience": 2}),
@@ -51,10 +53,12 @@ def ablations(arguments: argparse.Namespace) -> None:
     stages.run("phantom", data_step, "phantom", phantom, patients=arguments.patients, seed=arguments.seed)
     stages.run("lists", make_lists, work, phantom, marks)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    wanted = arguments.arms or list(CHANGES)
     found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {name: [] for name in CHANGES}
     judge = deeper(truth, images, work / "truth.json")
     for seed in seeds:
-        for name, (_, change) in CHANGES.items():
+        for name in wanted:
+            change = CHANGES[name][1]
             title = f"{name}, seed {seed}"
             recipe = {**options, **PLAIN_OPTIONS, **change}
             pair = judged_twice(stages, work, title, train=marks, judge=judge, images=images, seed=seed, **recipe)

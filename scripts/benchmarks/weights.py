@@ -52,6 +52,10 @@ RECIPES = {
     "all": Recipe(
         "copy-paste, dense task, findings ignored", {"copy_paste": 0.5, "dense_weight": 1.0, "unmarked": "ignore"}
     ),
+    "sharpness": Recipe(
+        "copy-paste, dense task, findings ignored, sharpness varied",
+        {"copy_paste": 0.5, "dense_weight": 1.0, "unmarked": "ignore", "augmentation#sharpness": 1.0},
+    ),
 }
 SHIPPED = "all"
 

@@ -11,9 +11,11 @@ from monai.apps.detection.utils.anchor_utils import AnchorGenerator
 from monai.apps.detection.utils.ATSS_matcher import ATSSMatcher
 from monai.apps.detection.utils.box_coder import BoxCoder
 from scripts.anchors import ExactAnchorGenerator, best_possible_recall, fit_sizes
-from scripts.atss import atss, pad_boxes, pairwise_iou
 from scripts.detector import LesionDetector, decode, quality_focal_loss
+from scripts.errors import BundleError
+from scripts.matching import atss, by_iou, pad_boxes, pairwise_iou
 from scripts.network import LesionNet
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, complete_box_iou_loss, sigmoid_focal_loss
 
 SIZES = [[16.0, 20.0], [32.0, 40.0], [64.0, 80.0], [128.0, 160.0]]
@@ -72,12 +74,38 @@ def test_atss_equals_monais_matcher_image_by_image(seed: int) -> None:
     locations = [m.shape[2:].numel() for m in maps]
     boxes = [random_boxes(1), random_boxes(4), random_boxes(0)]
     padded, real = pad_boxes(boxes)
-    matched, _ = atss(anchors, [2 * n for n in locations], padded, real, candidates=9 * 2)
+    matched = atss(anchors, [2 * n for n in locations], padded, real, candidates=9 * 2)
     monai = ATSSMatcher(num_candidates=9, similarity_fn=box_iou, center_in_gt=True)
     for index in (0, 1):
         _, expected = monai(boxes[index], anchors, locations, 2)
         assert torch.equal(matched[index], expected)
     assert (matched[2] == -1).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matching_by_iou_equals_torchvisions_matcher_image_by_image(seed: int) -> None:
+    torch.manual_seed(seed)
+    anchors = ExactAnchorGenerator(SIZES)(
+        torch.zeros(3, 3, 256, 256), [torch.zeros(3, 1, 256 // s, 256 // s) for s in (4, 8, 16, 32)]
+    )[0]
+    small = torch.tensor([[1.0, 1.0, 5.0, 4.0]])  # overlaps no anchor much, and learns all the same
+    boxes = [torch.cat([random_boxes(4), small]), random_boxes(2), random_boxes(0)]
+    matched = by_iou(anchors, *pad_boxes(boxes))
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    for index in (0, 1):
+        expected = matcher(box_iou(boxes[index], anchors))
+        assert torch.equal(matched[index], expected)
+        assert set(expected.tolist()) >= {-2, -1, *range(len(boxes[index]))}
+    assert (matched[2] == -1).all()
+
+
+def test_anchors_between_the_thresholds_learn_nothing(network: LesionNet) -> None:
+    said, box = classification_and_box_loss(network)
+    by_thresholds, other = classification_and_box_loss(network, matching="iou")
+    assert said != by_thresholds
+    assert box != other
+    with pytest.raises(BundleError, match="matching must be atss or iou"):
+        LesionDetector(network, ExactAnchorGenerator(SIZES), matching="hungarian")
 
 
 def test_selection_equals_monais_for_a_single_class() -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.apps.detection.transforms.dictionary import FlipBoxd, ZoomBoxd
+from PIL import Image, ImageEnhance
 from scripts.contract import bracket, make, resized_shape
 from scripts.transforms import ApplyContractd, LoadSlicesd, RandAugmentLesiond, affine, read_slice, window_and_resize
 
@@ -116,6 +117,24 @@ def test_augmentation_is_repeatable_and_drops_boxes_outside() -> None:
     assert runs[0] == runs[1]
     assert 0 < sum(runs[0]) < 30
     assert item["box"].tolist() == [[0, 0, 8, 8]]  # the cached item is not changed
+
+
+def test_sharpness_varies_as_pillow_s_does() -> None:
+    still = {"flip": (0, 0), "scale": (1.0, 1.0), "shift": 0.0, "contrast": 0.0, "brightness": 0.0}
+    transform = RandAugmentLesiond(["image"], sharpness=1.0, **still)  # type: ignore[arg-type]
+    transform.set_random_state(seed=3)
+    pixels = torch.randint(60, 190, (6, 40, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    item = {"image": pixels, "box": torch.tensor([[4.0, 4, 20, 20]]), "label": torch.tensor([0])}
+    factors = []
+    for _ in range(8):
+        out = transform(item)
+        factors.append(transform._sharpness)
+        for channel, result in zip(pixels, out["image"], strict=True):
+            expected = np.asarray(ImageEnhance.Sharpness(Image.fromarray(channel.numpy())).enhance(factors[-1]))
+            # Pillow rounds twice and leaves the border as it is, torchvision too.
+            assert np.abs(result.numpy() * 255 - expected).max() <= 2
+        assert out["box"].tolist() == item["box"].tolist()
+    assert min(factors) < 0.5 < 1.5 < max(factors)
 
 
 @pytest.mark.parametrize(

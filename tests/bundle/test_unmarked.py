@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts.atss import atss, pad_boxes, pairwise_iou
 from scripts.detector import BOX_WEIGHT, LesionDetector, decode, quality_focal_loss
 from scripts.errors import BundleError
+from scripts.matching import atss, pad_boxes, pairwise_iou
 from scripts.unmarked import (
     FLOOR,
     Complete,
@@ -62,7 +62,7 @@ def test_without_a_remedy_the_loss_is_the_published_one(detector: LesionDetector
     targets = [target(torch.cat([MARK, MARK + 30]), [2, 0]), target(torch.zeros(0, 4)), target()]
     anchors = grid()
     boxes, real = pad_boxes([t["box"] for t in targets])
-    matched, _ = atss(anchors, [64], boxes, real, 9)
+    matched = atss(anchors, [64], boxes, real, 9)
     quality = torch.zeros_like(logits)
     regression, weights, count = torch.tensor(0.0), torch.tensor(0.0), 0
     for b in range(3):

@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from monai.losses.dice import MaskedDiceLoss
 from torch import Tensor
 
-from scripts.atss import pad_boxes
+from scripts.matching import pad_boxes
 
 DENSE_KEY = "dense"  # of the network's outputs and of the losses
 MARGIN_PX = 5.5  # of a box around the end points of its diameters, px of the stored slice

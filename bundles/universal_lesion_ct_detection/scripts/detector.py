@@ -12,9 +12,9 @@ from monai.apps.detection.networks.retinanet_detector import RetinaNetDetector
 from torch import Tensor
 from torchvision.ops import batched_nms, generalized_box_iou_loss, nms
 
-from scripts.atss import atss, pad_boxes, pairwise_iou
 from scripts.dense import DENSE_KEY, loss_of_targets
 from scripts.errors import BundleError
+from scripts.matching import BETWEEN, atss, by_iou, pad_boxes, pairwise_iou
 
 if TYPE_CHECKING:
     from scripts.unmarked import Remedy
@@ -32,7 +32,7 @@ class LesionDetector(RetinaNetDetector):
     """``RetinaNetDetector`` with
 
     * anchors, box decoding and losses in float32 outside autocast (MONAI makes anchors in the features' dtype);
-    * ATSS for the whole batch without a loop over boxes (:mod:`scripts.atss`);
+    * ATSS for the whole batch without a loop over boxes (:mod:`scripts.matching`);
     * quality focal loss (a box's score is its expected IoU) and GIoU loss unless told otherwise, both divided by the
       number of positives and attached to the graph when there are none, so that DistributedDataParallel gets all
       gradients;
@@ -50,6 +50,7 @@ class LesionDetector(RetinaNetDetector):
         network: :class:`scripts.network.LesionNet` or another network of that shape.
         anchor_generator: :class:`scripts.anchors.ExactAnchorGenerator`.
         class_aware_nms: suppress only boxes of the same class.
+        matching: which anchors learn a box: ``atss``, or ``iou`` for the fixed thresholds of the RetinaNet paper.
         candidates: of ATSS.
         dense_weight: of the dense task's loss beside the classification loss; 0 without a head for it.
         quality_targets: a positive anchor's target score is the IoU of its box. False: it is 1, and the loss the focal
@@ -57,7 +58,7 @@ class LesionDetector(RetinaNetDetector):
         box_loss: (N, 4) boxes and (N, 4) goals -> (N,) losses, such as torchvision's.
 
     Raises:
-        BundleError: ``dense_weight`` is negative or not finite.
+        BundleError: ``dense_weight`` is negative or not finite, or ``matching`` is unknown.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class LesionDetector(RetinaNetDetector):
         network: torch.nn.Module,
         anchor_generator: Any,
         class_aware_nms: bool = False,
+        matching: str = "atss",
         candidates: int = 9,
         dense_weight: float = 0.0,
         quality_targets: bool = True,
@@ -73,6 +75,9 @@ class LesionDetector(RetinaNetDetector):
         super().__init__(network=network, anchor_generator=anchor_generator)
         if not 0 <= dense_weight < math.inf:
             raise BundleError(f"dense_weight must be 0 or more, got {dense_weight}")
+        if matching not in ("atss", "iou"):
+            raise BundleError(f"matching must be atss or iou, got {matching!r}")
+        self.matching = matching
         self.dense_weight = dense_weight
         self.class_aware_nms = class_aware_nms
         self.candidates = candidates
@@ -127,7 +132,10 @@ class LesionDetector(RetinaNetDetector):
                 real = torch.cat([real, worth[:, real.shape[1] :] > 0], 1)
             per_level = [n * self.num_anchors_per_loc for n in num_anchor_locs_per_level]
             with torch.no_grad():
-                matched, _ = atss(anchors[0], per_level, boxes, real, self.candidates * self.num_anchors_per_loc)
+                if self.matching == "atss":
+                    matched = atss(anchors[0], per_level, boxes, real, self.candidates * self.num_anchors_per_loc)
+                else:
+                    matched = by_iou(anchors[0], boxes, real)
             image, anchor = torch.nonzero(matched >= 0, as_tuple=True)
             box = matched[image, anchor]
             decoded = decode(deltas[image, anchor], anchors[0][anchor])
@@ -137,6 +145,8 @@ class LesionDetector(RetinaNetDetector):
             quality[image, anchor, kind] = iou if self.quality_targets else torch.ones_like(iou)
             positives = certainty.sum().clamp(min=1.0)
             losses = quality_focal_loss(logits, quality)
+            if self.matching == "iou":
+                losses = losses * (matched != BETWEEN)[..., None]
             if self.unmarked is None:
                 classification = losses.sum() / positives
             else:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from monai.transforms.transform import MapTransform, RandomizableTransform
 from torch import Tensor
+from torchvision.transforms.functional import adjust_sharpness
 
 from scripts.contract import InputContract, bracket, known_mm, resized_shape
 from scripts.errors import BundleError
@@ -207,6 +208,8 @@ class RandAugmentLesiond(RandomizableTransform, MapTransform):
         rotation: greatest angle in degrees, either way.
         contrast, brightness: greatest relative change of contrast and shift of brightness.
         gamma: greatest logarithm of the exponent, either way.
+        sharpness: greatest change of the sharpness, either way; 1: from smoothed to twice as sharp (see torchvision's
+            ``adjust_sharpness``), as reconstruction kernels and resizing vary it.
     """
 
     def __init__(
@@ -221,13 +224,15 @@ class RandAugmentLesiond(RandomizableTransform, MapTransform):
         contrast: float = 0.15,
         brightness: float = 0.08,
         gamma: float = 0.0,
+        sharpness: float = 0.0,
         min_visible: float = 0.5,
     ) -> None:
         MapTransform.__init__(self, keys)
         RandomizableTransform.__init__(self, prob=1.0)
         self.box_key, self.label_key = box_key, label_key
         self.flip, self.scale, self.shift, self.rotation = tuple(flip), tuple(scale), shift, rotation
-        self.contrast, self.brightness, self.gamma, self.min_visible = contrast, brightness, gamma, min_visible
+        self.contrast, self.brightness, self.gamma, self.sharpness = contrast, brightness, gamma, sharpness
+        self.min_visible = min_visible
 
     def randomize(self, data: Any = None) -> None:
         super().randomize(None)
@@ -238,6 +243,7 @@ class RandAugmentLesiond(RandomizableTransform, MapTransform):
         self._offset = self.R.uniform(-self.brightness, self.brightness)
         self._degrees = self.R.uniform(-self.rotation, self.rotation)
         self._exponent = math.exp(self.R.uniform(-self.gamma, self.gamma))
+        self._sharpness = 1 + self.R.uniform(-self.sharpness, self.sharpness) if self.sharpness else 1.0
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -250,6 +256,9 @@ class RandAugmentLesiond(RandomizableTransform, MapTransform):
             geometry = (self._scale, self._shift, self._flip, self._degrees)
             pixels = torch.from_numpy(table.take(image.numpy()))
             d[key], before, points = affine(pixels, d[self.box_key], *geometry, points)
+            if self._sharpness != 1:
+                # It takes grey images, one a channel.
+                d[key] = adjust_sharpness(d[key][:, None], self._sharpness)[:, 0]
             size_x, size_y = image.shape[1:]
             after = before.clamp(min=0).minimum(before.new_tensor([size_x, size_y, size_x, size_y]))
             visible = (after[:, 2:] - after[:, :2]).clamp(min=0).prod(1) / (before[:, 2:] - before[:, :2]).prod(1)

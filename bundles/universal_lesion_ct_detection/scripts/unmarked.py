@@ -18,9 +18,9 @@ import torch.nn.functional as F  # noqa: N812 - the name everyone uses
 from ignite import distributed as idist
 from torch import Tensor, nn
 
-from scripts.atss import pad_boxes, pairwise_iou
 from scripts.detector import decode
 from scripts.errors import BundleError
+from scripts.matching import pad_boxes, pairwise_iou
 
 KINDS = ("none", "ignore", "complete", "pu")
 

@@ -1,4 +1,4 @@
-"""Adaptive training sample selection for a whole batch at once (Zhang et al., CVPR 2020, arXiv 1912.02424)."""
+"""Which anchor learns which box, for a whole batch at once: no loop over boxes or images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+BACKGROUND, BETWEEN = -1, -2
 
 
 def pairwise_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -28,14 +30,12 @@ def pad_boxes(boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return padded, real
 
 
-def atss(
-    anchors: Tensor, anchors_per_level: Sequence[int], boxes: Tensor, real: Tensor, candidates: int = 9
-) -> tuple[Tensor, Tensor]:
-    """Which anchor learns which box.
+def atss(anchors: Tensor, anchors_per_level: Sequence[int], boxes: Tensor, real: Tensor, candidates: int = 9) -> Tensor:
+    """Adaptive training sample selection (Zhang et al., CVPR 2020, arXiv 1912.02424).
 
     For each box, the ``candidates`` anchors of every level whose centres are nearest to its centre are candidates;
     those with an IoU of at least mean + standard deviation of the candidates' IoUs and a centre inside the box are
-    positive; an anchor wanted by several boxes goes to the one with the greatest IoU. No loop over boxes or images.
+    positive; an anchor wanted by several boxes goes to the one with the greatest IoU.
 
     Args:
         anchors: (A, 4), all levels one after the other.
@@ -45,7 +45,7 @@ def atss(
         candidates: per level and anchor of a location.
 
     Returns:
-        (B, A) int64, the box's index or -1 for background, and (B, A) the IoU with that box (0 for background).
+        (B, A) int64, the box's index or :data:`BACKGROUND`.
     """
     centre = (anchors[:, :2] + anchors[:, 2:]) / 2
     box_centre = (boxes[..., :2] + boxes[..., 2:]) / 2
@@ -65,5 +65,23 @@ def atss(
     # A box's candidates are distinct anchors, so nothing is written twice.
     table.scatter_(-1, index, torch.where(positive, overlap, torch.full_like(overlap, -1.0)))
     quality, matched = table.max(dim=1)  # (B, A)
-    background = quality < 0
-    return matched.masked_fill(background, -1), quality.masked_fill(background, 0.0)
+    return matched.masked_fill(quality < 0, BACKGROUND)
+
+
+def by_iou(anchors: Tensor, boxes: Tensor, real: Tensor, low: float = 0.4, high: float = 0.5) -> Tensor:
+    """Fixed thresholds, as the RetinaNet paper has them (Lin et al., ICCV 2017, section 4.1).
+
+    An anchor learns the box it overlaps most if the IoU is at least ``high``, and wherever no anchor overlaps that or
+    another box more; it is background below ``low``. Equal to torchvision's ``Matcher`` image by image.
+
+    Args:
+        anchors, boxes, real: as in :func:`atss`.
+
+    Returns:
+        (B, A) int64, the box's index, :data:`BACKGROUND`, or :data:`BETWEEN` the thresholds, which learns nothing.
+    """
+    overlap = pairwise_iou(boxes[:, :, None], anchors).masked_fill(~real[:, :, None], -1.0)  # (B, N, A)
+    quality, nearest = overlap.max(dim=1)
+    best_of_a_box = ((overlap == overlap.amax(-1, keepdim=True)) & real[:, :, None]).any(1)
+    matched = nearest.masked_fill(quality < high, BETWEEN).masked_fill(quality < low, BACKGROUND)
+    return torch.where(best_of_a_box, nearest, matched)
