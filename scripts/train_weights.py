@@ -37,7 +37,10 @@ def main() -> None:
     trying.add_argument("--results", type=Path, default=RESULTS, help="the file to write into (default: %(default)s)")
     trying.set_defaults(run=try_out)
     shipping = what.add_parser("ship", parents=[common], help="train the chosen recipe, judge it, put it in place")
-    shipping.add_argument("--recipe", choices=tuple(RECIPES), default=SHIPPED, help="default: %(default)s")
+    shipping.add_argument(
+        "--recipes", type=some_of("recipe", RECIPES, baseline=False), default=SHIPPED,
+        help=f"with commas; where there are several, the mean of their weights is tried too (default: {SHIPPED[0]})",
+    )  # fmt: skip
     shipping.add_argument(
         "--cycles", type=positive, default=SHIPPED_CYCLES,
         help="of the learning rate, --epochs each; every one starts from the best weights of the one before "

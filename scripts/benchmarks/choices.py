@@ -6,15 +6,16 @@ import argparse
 from collections.abc import Callable, Collection
 
 
-def some_of(what: str, known: Collection[str]) -> Callable[[str], list[str]]:
-    """A type: names of ``known``, with commas; the first, which the others are compared with, always takes part."""
+def some_of(what: str, known: Collection[str], baseline: bool = True) -> Callable[[str], list[str]]:
+    """A type: names of ``known``, with commas; the first always takes part if it is what others are compared with."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
         unknown = [name for name in names if name not in known]
         if unknown:
             raise argparse.ArgumentTypeError(f"unknown {what} {unknown[0]!r}; choose of {', '.join(known)}")
-        return [name for name in known if name in (next(iter(known)), *names)]
+        always = [next(iter(known))] if baseline else []
+        return [name for name in known if name in (*always, *names)]
 
     return parse
 

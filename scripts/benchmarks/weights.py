@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -57,7 +58,7 @@ RECIPES = {
         {"copy_paste": 0.5, "dense_weight": 1.0, "unmarked": "ignore", "augmentation#sharpness": 1.0},
     ),
 }
-SHIPPED = "all"
+SHIPPED = ["all"]
 
 
 class Data:
@@ -165,28 +166,31 @@ def what_is_common() -> str:
 
 
 def ship(arguments: argparse.Namespace) -> None:
-    """Train the chosen recipe, open the validation patients, write ``models/`` and the card."""
+    """Train the chosen recipes, open the validation patients for the best weights, write ``models/`` and the card."""
     data = Data(arguments)
     data.prepare()
     epochs = arguments.epochs or SHIPPED_EPOCHS
     start = arguments.start.resolve() if arguments.start else None
-    first = f"ship {arguments.recipe}, {epochs} epochs, seed {arguments.seed}"
-    first += f", on from {digest_of(start)}" if start else ""
-    names = [first if cycle == 1 else f"{first}, cycle {cycle}" for cycle in range(1, arguments.cycles + 1)]
-    tuning, members = {}, [start] if start else []
-    for cycle, name in enumerate(names, 1):
-        before = members[-1] if members else None
-        tuning[f"cycle {cycle}"] = data.train(arguments.recipe, name, epochs, start=before)
-        members.append(data.work / name / "model.pt")
-    ways = {"last cycle": members[-1:]}
-    if len(members) > 1:
-        ways["mean of the weights of the last two"] = members[-2:]
-    looked = {way: data.look(f"{names[-1]}, {way}, in three sizes", some) for way, some in ways.items()}
-    tuning |= {f"{way}, slices in three sizes": metrics for way, metrics in looked.items()}
-    best = max(looked, key=lambda way: looked[way]["average_sensitivity"]["value"])
-    name = f"{names[-1]}, {best}, in three sizes"
-    validation = data.judge(name, "validation")
-    home = data.work / name
+    began = f", on from {digest_of(start)}" if start else ""
+    runs: dict[str, list[str]] = {}
+    members: dict[str, list[Path]] = {}
+    tuning: dict[str, dict[str, Any]] = {}
+    for recipe in arguments.recipes:
+        runs[recipe], members[recipe] = [], [start] if start else []
+        for cycle in range(1, arguments.cycles + 1):
+            name = f"ship {recipe}, {epochs} epochs, seed {arguments.seed}{began}"
+            name += "" if cycle == 1 else f", cycle {cycle}"
+            before = members[recipe][-1] if members[recipe] else None
+            tuning[f"{RECIPES[recipe].title}, cycle {cycle}"] = data.train(recipe, name, epochs, start=before)
+            runs[recipe].append(name)
+            members[recipe].append(data.work / name / "model.pt")
+    looked = {}
+    for way, (name, some) in candidates(runs, members).items():
+        looked[name] = data.look(name, some)
+        tuning[f"{way}, slices in three sizes"] = looked[name]
+    best = max(looked, key=lambda name: looked[name]["average_sensitivity"]["value"])
+    validation = data.judge(best, "validation")
+    home = data.work / best
     # At every start: another recipe's may have been put there since.
     digest = install(home / "model.pt", BUNDLE / "models")
     figures = BUNDLE / "docs" / "weights"
@@ -196,18 +200,39 @@ def ship(arguments: argparse.Namespace) -> None:
     for picture in ("froc.png", "overlays.png"):
         shutil.copyfile(report / picture, figures / picture)
     # The curve of the weights that this began with, if any, stays.
-    learning_curve(data.work / "mlruns.db", names, figures / f"learning_curve{'_on' if start else ''}.png")
-    card(data, arguments, names, epochs, digest, tuning, validation, opened, averaged=len(ways[best]) > 1)
+    learning_curve(data.work / "mlruns.db", runs, figures / f"learning_curve{'_on' if start else ''}.png")
+    card(data, arguments, runs, epochs, digest, tuning, validation, opened)
 
 
-def how_it_looks(averaged: bool) -> str:
-    """What is done beyond a plain look with the last weights, in words."""
-    sizes = ", ".join(f"{round(COMMON['size'] * scale / 32) * 32}" for scale in SCALES)
-    mean = "The weights are the mean of the last two cycles' (by the tuning patients). " if averaged else ""
-    return (
-        f"{mean}Each slice is also looked at in {sizes} px, and the scores of what overlaps are averaged: chosen by "
-        "the tuning patients, with earlier weights, among the subsets of 384, 448, 512 and 576 px."
-    )
+def candidates(
+    runs: Mapping[str, Sequence[str]], members: Mapping[str, Sequence[Path]]
+) -> dict[str, tuple[str, list[Path]]]:
+    """What may be shipped: in words -> name of its folder, and the weights it is the mean of.
+
+    Args:
+        runs: recipe -> names of its trainings, cycle by cycle.
+        members: recipe -> their weights, after those that it began with, if any.
+    """
+    found = {}
+    for recipe, names in runs.items():
+        title, weights = RECIPES[recipe].title, list(members[recipe])
+        found[f"{title}, last cycle"] = (f"{names[-1]}, last cycle, in three sizes", weights[-1:])
+        if len(weights) > 1:
+            way = "mean of the weights of the last two"
+            found[f"{title}, {way}"] = (f"{names[-1]}, {way}, in three sizes", weights[-2:])
+    if len(runs) > 1:
+        last = next(reversed(runs.values()))[-1]
+        name = f"{last}, mean with {', '.join(list(runs)[:-1])}, in three sizes"
+        found["mean of the recipes' weights"] = (name, [weights[-1] for weights in members.values()])
+    return found
+
+
+OTHER_SIZES = " and ".join(str(round(COMMON["size"] * scale / 32) * 32) for scale in SCALES)
+HOW_IT_LOOKS = (
+    f"Each slice is also looked at in {OTHER_SIZES} px, "
+    "and the scores of what overlaps are averaged: chosen by the tuning patients, with earlier weights, among the "
+    "subsets of 384, 448, 512 and 576 px. Shipped is what has the highest mean sensitivity of the tuning patients so."
+)
 
 
 def digest_of(weights: Path) -> str:
@@ -281,8 +306,14 @@ def pace(store: Path, run: str, batch_size: int = 8) -> str:
     )
 
 
-def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
-    """Training loss and the tuning patients' mean sensitivity over the epochs of all cycles, from MLflow."""
+def learning_curve(store: Path, runs: Mapping[str, Sequence[str]], target: Path) -> None:
+    """Training loss and the tuning patients' mean sensitivity over the epochs of all cycles, from MLflow.
+
+    Args:
+        store: MLflow's.
+        runs: recipe -> names of its trainings, cycle by cycle; one line each.
+        target: PNG.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -294,14 +325,14 @@ def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
         ("train/loss", "training loss", axes, "C0"),
         ("tuning/average_sensitivity", "tuning patients: mean sensitivity at .5 to 4 FP", axes.twinx(), "C1"),
     ):
-        done = 0
-        for run in runs:
-            client, found = run_of(store, run)
-            history = sorted(client.get_metric_history(found.info.run_id, key), key=lambda metric: metric.step)
-            side.plot(
-                [done + metric.step for metric in history], [metric.value for metric in history], colour, marker="."
-            )
-            done += history[-1].step
+        for recipe, style in zip(runs, itertools.cycle(("-", "--", ":", "-.")), strict=False):
+            done = 0
+            for run in runs[recipe]:
+                client, found = run_of(store, run)
+                history = sorted(client.get_metric_history(found.info.run_id, key), key=lambda metric: metric.step)
+                steps, values = [done + metric.step for metric in history], [metric.value for metric in history]
+                side.plot(steps, values, color=colour, linestyle=style, marker=".")
+                done += history[-1].step
         side.set_ylabel(label, color=colour, fontsize=8)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -310,25 +341,26 @@ def learning_curve(store: Path, runs: Sequence[str], target: Path) -> None:
 
 
 def card(
-    data: Data, arguments: argparse.Namespace, names: Sequence[str], epochs: int, digest: str,
+    data: Data, arguments: argparse.Namespace, runs: Mapping[str, Sequence[str]], epochs: int, digest: str,
     tuning: Mapping[str, Mapping[str, Any]], validation: Mapping[str, Any], opened: list[dict[str, str]],
-    averaged: bool,
 ) -> None:  # fmt: skip
     """Write the measured part of the model card."""
     counts = data.counts()
     model = BUNDLE / "models" / "model.pt"
     began = f"(from the weights `{digest_of(arguments.start)}` on) " if arguments.start else ""
+    names = [name for of_recipe in runs.values() for name in of_recipe]
+    titles = " and, apart from it, ".join(RECIPES[recipe].title for recipe in runs)
     lines = [
         HEAD,
         row("**official validation patients**", validation),
-        *(row(f"tuning patients, who chose the epoch: {name}", metrics) for name, metrics in tuning.items()),
+        *(row(f"tuning patients, who chose it: {name}", metrics) for name, metrics in tuning.items()),
         "",
         f"`models/model.pt`, {model.stat().st_size / 2**20:.1f} MiB, SHA-256 `{digest}`. Validation: "
         f"{validation['images']} slices, {validation['lesions']} lesions, {validation['patients']} patients. "
-        f"Trained on {counts['training']} official train slices for {len(names)} cycle(s) of the learning rate "
+        f"Trained on {counts['training']} official train slices for {arguments.cycles} cycle(s) of the learning rate "
         f"{began}of {epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
-        f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {RECIPES[arguments.recipe].title}. "
-        f"{what_is_common()} {how_it_looks(averaged)} {pace(data.work / 'mlruns.db', names[-1])} "
+        f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {titles}. "
+        f"{what_is_common()} {HOW_IT_LOOKS} {pace(data.work / 'mlruns.db', names[-1])} "
         f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "
         f"Machine: {machine()}. Command: `python scripts/train_weights.py ship ...`, {today()}.",
         "",
