@@ -56,8 +56,9 @@ def main() -> None:
         "--patients", type=int, default=52, help="of the phantom (unmarked, ablations; default: %(default)s)"
     )
     parser.add_argument(
-        "--arms", type=some_of("arm", ablations.CHANGES), help="of the ablations, with commas (default: all of them)"
-    )
+        "--arms", type=some_of("arm", ablations.CHANGES), default=list(ablations.CHANGES),
+        help="of the ablations, with commas; finished ones are in the table anyway (default: all of them)",
+    )  # fmt: skip
     parser.add_argument("--epochs", type=positive, help="of each training (unmarked, ablations; default: the demo's)")
     arguments = parser.parse_args()
     if arguments.seeds is None:

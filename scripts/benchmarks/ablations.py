@@ -52,7 +52,7 @@ RATES = ("0.5", "1", "2", "4")
 
 
 def ablations(arguments: argparse.Namespace) -> None:
-    """Train and judge every arm for every seed; the table is written anew after each."""
+    """Train and judge the arms for every seed; the table, of all that is finished, is written anew after each."""
     work = arguments.work.resolve()
     options = {**PHANTOM_OPTIONS, **({"max_epochs": arguments.epochs} if arguments.epochs else {})}
     stages = Stages(work, {"patients": arguments.patients, "seed": arguments.seed, "options": options})
@@ -61,13 +61,13 @@ def ablations(arguments: argparse.Namespace) -> None:
     stages.run("phantom", data_step, "phantom", phantom, patients=arguments.patients, seed=arguments.seed)
     stages.run("lists", make_lists, work, phantom, marks)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    wanted = arguments.arms or list(CHANGES)
     found: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {name: [] for name in CHANGES}
     judge = deeper(truth, images, work / "truth.json")
     for seed in seeds:
-        for name in wanted:
-            change = CHANGES[name][1]
+        for name, (_, change) in CHANGES.items():
             title = f"{name}, seed {seed}"
+            if name not in arguments.arms and not (stages.markers / f"{title}: evaluate on tuning").exists():
+                continue
             recipe = {**options, **PLAIN_OPTIONS, **change}
             pair = judged_twice(stages, work, title, train=marks, judge=judge, images=images, seed=seed, **recipe)
             found[name].append(pair)
