@@ -31,11 +31,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "flip average": ("scores averaged with the mirrored slice's", {"flip_average": True}),
     "no gamma": ("without gamma", {"augmentation#gamma": 0}),
     "ignore": ("confident findings without a mark ignored", {"unmarked": "ignore"}),
-    "complete, dense task": (
+    "complete and dense task": (
         "marks completed by a teacher (as in the demo), with the dense task",
         {"unmarked": "complete", "dense_weight": 1.0},
     ),
-    "ignore, dense task, copy-paste": (
+    "as shipped": (
         "as the shipped weights: findings ignored, dense task, copy-paste",
         {"unmarked": "ignore", "dense_weight": 1.0, "copy_paste": 0.5},
     ),
