@@ -181,14 +181,14 @@ def ship(arguments: argparse.Namespace) -> None:
             name = f"ship {recipe}, {epochs} epochs, seed {arguments.seed}{began}"
             name += "" if cycle == 1 else f", cycle {cycle}"
             before = members[recipe][-1] if members[recipe] else None
-            tuning[f"{RECIPES[recipe].title}, cycle {cycle}"] = data.train(recipe, name, epochs, start=before)
+            tuning[f"`{recipe}`, cycle {cycle}"] = data.train(recipe, name, epochs, start=before)
             runs[recipe].append(name)
             members[recipe].append(data.work / name / "model.pt")
-    looked = {}
-    for way, (name, some) in candidates(runs, members).items():
-        looked[name] = data.look(name, some)
-        tuning[f"{way}, slices in three sizes"] = looked[name]
-    best = max(looked, key=lambda name: looked[name]["average_sensitivity"]["value"])
+    ways = candidates(runs, members)
+    looked = {way: data.look(name, some) for way, (name, some) in ways.items()}
+    tuning |= {f"{way}, slices in three sizes": metrics for way, metrics in looked.items()}
+    shipped = max(looked, key=lambda way: looked[way]["average_sensitivity"]["value"])
+    best = ways[shipped][0]
     validation = data.judge(best, "validation")
     home = data.work / best
     # At every start: another recipe's may have been put there since.
@@ -201,7 +201,7 @@ def ship(arguments: argparse.Namespace) -> None:
         shutil.copyfile(report / picture, figures / picture)
     # The curve of the weights that this began with, if any, stays.
     learning_curve(data.work / "mlruns.db", runs, figures / f"learning_curve{'_on' if start else ''}.png")
-    card(data, arguments, runs, epochs, digest, tuning, validation, opened)
+    card(data, arguments, runs, epochs, digest, tuning, shipped, validation, opened)
 
 
 def candidates(
@@ -215,15 +215,15 @@ def candidates(
     """
     found = {}
     for recipe, names in runs.items():
-        title, weights = RECIPES[recipe].title, list(members[recipe])
-        found[f"{title}, last cycle"] = (f"{names[-1]}, last cycle, in three sizes", weights[-1:])
+        weights = list(members[recipe])
+        found[f"`{recipe}`, last cycle"] = (f"{names[-1]}, last cycle, in three sizes", weights[-1:])
         if len(weights) > 1:
             way = "mean of the weights of the last two"
-            found[f"{title}, {way}"] = (f"{names[-1]}, {way}, in three sizes", weights[-2:])
+            found[f"`{recipe}`, {way}"] = (f"{names[-1]}, {way}, in three sizes", weights[-2:])
     if len(runs) > 1:
         last = next(reversed(runs.values()))[-1]
         name = f"{last}, mean with {', '.join(list(runs)[:-1])}, in three sizes"
-        found["mean of the recipes' weights"] = (name, [weights[-1] for weights in members.values()])
+        found["mean of the recipes' last weights"] = (name, [weights[-1] for weights in members.values()])
     return found
 
 
@@ -231,7 +231,7 @@ OTHER_SIZES = " and ".join(str(round(COMMON["size"] * scale / 32) * 32) for scal
 HOW_IT_LOOKS = (
     f"Each slice is also looked at in {OTHER_SIZES} px, "
     "and the scores of what overlaps are averaged: chosen by the tuning patients, with earlier weights, among the "
-    "subsets of 384, 448, 512 and 576 px. Shipped is what has the highest mean sensitivity of the tuning patients so."
+    "subsets of 384, 448, 512 and 576 px."
 )
 
 
@@ -342,14 +342,15 @@ def learning_curve(store: Path, runs: Mapping[str, Sequence[str]], target: Path)
 
 def card(
     data: Data, arguments: argparse.Namespace, runs: Mapping[str, Sequence[str]], epochs: int, digest: str,
-    tuning: Mapping[str, Mapping[str, Any]], validation: Mapping[str, Any], opened: list[dict[str, str]],
+    tuning: Mapping[str, Mapping[str, Any]], shipped: str, validation: Mapping[str, Any],
+    opened: list[dict[str, str]],
 ) -> None:  # fmt: skip
     """Write the measured part of the model card."""
     counts = data.counts()
     model = BUNDLE / "models" / "model.pt"
     began = f"(from the weights `{digest_of(arguments.start)}` on) " if arguments.start else ""
     names = [name for of_recipe in runs.values() for name in of_recipe]
-    titles = " and, apart from it, ".join(RECIPES[recipe].title for recipe in runs)
+    titles = "; ".join(f"`{recipe}`: {RECIPES[recipe].title}" for recipe in runs)
     lines = [
         HEAD,
         row("**official validation patients**", validation),
@@ -359,7 +360,8 @@ def card(
         f"{validation['images']} slices, {validation['lesions']} lesions, {validation['patients']} patients. "
         f"Trained on {counts['training']} official train slices for {arguments.cycles} cycle(s) of the learning rate "
         f"{began}of {epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
-        f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {titles}. "
+        f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {titles}. Shipped, by the tuning "
+        f"patients' mean sensitivity: {shipped}. "
         f"{what_is_common()} {HOW_IT_LOOKS} {pace(data.work / 'mlruns.db', names[-1])} "
         f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "
         f"Machine: {machine()}. Command: `python scripts/train_weights.py ship ...`, {today()}.",
