@@ -334,6 +334,9 @@ def learning_curve(store: Path, runs: Mapping[str, Sequence[str]], target: Path)
                 side.plot(steps, values, color=colour, linestyle=style, marker=".")
                 done += history[-1].step
         side.set_ylabel(label, color=colour, fontsize=8)
+        low, high = side.get_ylim()
+        room = max(0.0, 0.1 - (high - low)) / 2  # a hundredth shall not look like a leap
+        side.set_ylim(low - room, high + room)
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.savefig(target, dpi=120)
