@@ -50,7 +50,7 @@ def show(arguments: argparse.Namespace) -> None:
         there = [one for one in findings if one["slice_index"] == numbers[stem]]
         boxes = torch.tensor([one["box_px"] for one in there], dtype=torch.float64).reshape(-1, 4)
         iou = box_iou(torch.tensor([lesion.box_px], dtype=torch.float64), boxes)[0]
-        best = int(iou.argmax()) if len(iou) else None
+        best = int(iou.argmax()) if len(iou) and iou.max() > 0 else None
         found = best is not None and float(iou[best]) >= HIT_IOU
         hits += found
         size = f"{lesion.long_diameter_mm:.1f} mm" if lesion.long_diameter_mm else ""
