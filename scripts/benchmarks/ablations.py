@@ -18,7 +18,7 @@ from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, data_step
 
 MOST_SLICES = 9
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "recipe": ("**the demo's recipe, without remedy, dense task and copy-paste**", {}),
+    "recipe": ("**the demo's recipe, without remedy, dense task and copy-paste**: what the others change", {}),
     "one slice": ("one slice instead of three", {"slices": 1}),
     "nine slices": ("nine slices", {"slices": MOST_SLICES}),
     "stem learns": ("the first convolution learns as well", {"learn_stem": True}),
@@ -32,11 +32,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "no gamma": ("without gamma", {"augmentation#gamma": 0}),
     "ignore": ("confident findings without a mark ignored", {"unmarked": "ignore"}),
     "complete and dense task": (
-        "marks completed by a teacher (as in the demo), with the dense task",
+        "marks completed by a teacher, with the dense task",
         {"unmarked": "complete", "dense_weight": 1.0},
     ),
     "as shipped": (
-        "as the shipped weights: findings ignored, dense task, copy-paste",
+        "**findings ignored, dense task, copy-paste: the default, and the shipped weights' recipe**",
         {"unmarked": "ignore", "dense_weight": 1.0, "copy_paste": 0.5},
     ),
     "no cosine": ("a constant learning rate instead of the cosine", {"final_rate_share": 1.0}),

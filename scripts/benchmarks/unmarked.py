@@ -24,6 +24,10 @@ REMEDIES = {
     "complete": "complete: a teacher's confident findings are learned from",
     "pu": "pu: positive-unlabelled risk, half of the lesions taken to be marked",
 }
+TOGETHER = (
+    "ignore, with the dense task and copy-paste",
+    {"unmarked": "ignore", "dense_weight": 1.0, "copy_paste": 0.5},
+)
 RATES = ("0.5", "1", "2", "4")
 HIT_IOU = 0.5
 
@@ -133,14 +137,14 @@ class Bench:
         truth = json.loads(self.truth.read_text(encoding="utf-8"))["training"]
         self.items = [item for item in truth if key(item) in in_training]
 
-    def arms(self, title: str, prefix: str, kind: str, lists: Mapping[int, Path]) -> None:
-        """Train and judge once for each seed; a line of the table."""
+    def arms(self, title: str, prefix: str, lists: Mapping[int, Path], options: Mapping[str, Any]) -> None:
+        """Train and judge once for each seed, with ``options`` beyond the common ones; a line of the table."""
         test, tuning, shares = [], [], []
         for seed in self.seeds:
             name = f"{prefix}, seed {seed}"
             of_test, of_tuning = judged_twice(
                 self.stages, self.work, name, train=lists[seed], judge=self.truth, images=self.images, seed=seed,
-                **{**self.options, **PLAIN_OPTIONS, "unmarked": kind},
+                **{**self.options, **PLAIN_OPTIONS, **options},
             )  # fmt: skip
             test.append(of_test)
             tuning.append(of_tuning)
@@ -208,6 +212,8 @@ def unmarked(arguments: argparse.Namespace) -> None:
     bench = Bench(arguments)
     bench.prepare()
     for kind, title in REMEDIES.items():
-        bench.arms(title, kind, kind, dict.fromkeys(bench.seeds, bench.marks))
+        bench.arms(title, kind, dict.fromkeys(bench.seeds, bench.marks), {"unmarked": kind})
+    title, options = TOGETHER
+    bench.arms(f"{title} (the default)", title, dict.fromkeys(bench.seeds, bench.marks), options)
     lists = {seed: bench.review(seed) for seed in bench.seeds}
-    bench.arms("none, after a review of its findings", "reviewed", "none", lists)
+    bench.arms("none, after a review of its findings", "reviewed", lists, {})
