@@ -27,6 +27,8 @@ PHANTOM_OPTIONS = {
 }  # fmt: skip
 # No remedy for missing marks, no further task, no pasted lesions: what benchmarks start from that compare such things.
 PLAIN_OPTIONS = {"unmarked": "none", "dense_weight": 0.0, "copy_paste": 0.0}
+# All of them, as in train.yaml.
+FULL_OPTIONS = {"unmarked": "ignore", "dense_weight": 1.0, "copy_paste": 0.5}
 REAL_OPTIONS = {"size": 384, "channels": 64, "max_epochs": 4, "val_interval": 2, "ema_decay": 0.995}
 
 
@@ -56,10 +58,14 @@ class Stages:
         known.write_text(json.dumps(settings))
         self.did_something = False
 
+    def finished(self, name: str) -> bool:
+        """Whether the stage of this name was finished, now or before."""
+        return (self.markers / name).exists()
+
     def run(self, name: str, work: Callable[..., object], /, *words: object, **options: object) -> None:
         """Call ``work(*words, **options)``, unless the stage of this name was finished before."""
         marker = self.markers / name
-        if marker.exists():
+        if self.finished(name):
             print(f"== {name}: done before ({marker.read_text()})", flush=True)
             return
         print(f"== {name}", flush=True)

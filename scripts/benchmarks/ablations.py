@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import machine, spread, today, write_section
-from benchmarks.runs import judged_twice
-from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, data_step
+from benchmarks.runs import evaluation, judged_twice
+from stages import FULL_OPTIONS, PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, data_step
 
 MOST_SLICES = 9
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,7 +37,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "as shipped": (
         "**findings ignored, dense task, copy-paste: the default, and the shipped weights' recipe**",
-        {"unmarked": "ignore", "dense_weight": 1.0, "copy_paste": 0.5},
+        FULL_OPTIONS,
     ),
     "no cosine": ("a constant learning rate instead of the cosine", {"final_rate_share": 1.0}),
     "no clipping": ("without clipping the gradient", {"clip_gradient": None}),
@@ -66,7 +66,7 @@ def ablations(arguments: argparse.Namespace) -> None:
     for seed in seeds:
         for name, (_, change) in CHANGES.items():
             title = f"{name}, seed {seed}"
-            if name not in arguments.arms and not (stages.markers / f"{title}: evaluate on tuning").exists():
+            if name not in arguments.arms and not stages.finished(evaluation(title, "tuning")):
                 continue
             recipe = {**options, **PLAIN_OPTIONS, **change}
             pair = judged_twice(stages, work, title, train=marks, judge=judge, images=images, seed=seed, **recipe)

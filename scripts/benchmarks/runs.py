@@ -46,14 +46,18 @@ def trained(
     stages.run(f"{name}: train", bundle, *configs, datalist=train, **shared, **options)
 
 
+def evaluation(name: str, section: str) -> str:
+    """The name of the stage that evaluates an arm on a section."""
+    return f"{name}: evaluate on {section}"
+
+
 def evaluated(
     stages: Stages, work: Path, name: str, *, judge: Path, images: Path, seed: int, section: str,
     output: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Evaluate the weights in ``output`` (default: ``work / name``) on a section; returns metrics.json."""
     shared = common(work, name, images, seed, output)
-    title = f"{name}: evaluate on {section}"
-    stages.run(title, bundle, "train", "evaluate", datalist=judge, section=section, **shared)
+    stages.run(evaluation(name, section), bundle, "train", "evaluate", datalist=judge, section=section, **shared)
     report = shared["output_dir"] / "evaluation" / section
     return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
 

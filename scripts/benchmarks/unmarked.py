@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from benchmarks.results import machine, spread, today, write_section
 from benchmarks.runs import judged_twice
-from stages import PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, bundle, data_step
+from stages import FULL_OPTIONS, PHANTOM_OPTIONS, PLAIN_OPTIONS, Stages, bundle, data_step
 from torchvision.ops import box_iou
 
 REMEDIES = {
@@ -24,10 +24,7 @@ REMEDIES = {
     "complete": "complete: a teacher's confident findings are learned from",
     "pu": "pu: positive-unlabelled risk, half of the lesions taken to be marked",
 }
-TOGETHER = (
-    "ignore, with the dense task and copy-paste",
-    {"unmarked": "ignore", "dense_weight": 1.0, "copy_paste": 0.5},
-)
+TOGETHER = "ignore, with the dense task and copy-paste"
 RATES = ("0.5", "1", "2", "4")
 HIT_IOU = 0.5
 
@@ -213,7 +210,6 @@ def unmarked(arguments: argparse.Namespace) -> None:
     bench.prepare()
     for kind, title in REMEDIES.items():
         bench.arms(title, kind, dict.fromkeys(bench.seeds, bench.marks), {"unmarked": kind})
-    title, options = TOGETHER
-    bench.arms(f"{title} (the default)", title, dict.fromkeys(bench.seeds, bench.marks), options)
+    bench.arms(f"{TOGETHER} (the default)", TOGETHER, dict.fromkeys(bench.seeds, bench.marks), FULL_OPTIONS)
     lists = {seed: bench.review(seed) for seed in bench.seeds}
     bench.arms("none, after a review of its findings", "reviewed", lists, {})

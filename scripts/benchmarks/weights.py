@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.deeplesion import copy_rows
 from benchmarks.results import machine, today, with_interval, write_section
 from benchmarks.runs import HEAD, NOTES, arm, common, evaluated, minutes, row
-from stages import BUNDLE, PLAIN_OPTIONS, Stages, bundle, command, data_step
+from stages import BUNDLE, FULL_OPTIONS, PLAIN_OPTIONS, Stages, bundle, command, data_step
 
 from data_prep.atomic import atomic_path
 
@@ -50,12 +50,10 @@ RECIPES = {
     "dense": Recipe("dense task from the diameters", {"dense_weight": 1.0}),
     "ignore": Recipe("confident findings without a mark ignored", {"unmarked": "ignore"}),
     "complete": Recipe("marks completed by a teacher", {"unmarked": "complete"}),
-    "all": Recipe(
-        "copy-paste, dense task, findings ignored", {"copy_paste": 0.5, "dense_weight": 1.0, "unmarked": "ignore"}
-    ),
+    "all": Recipe("copy-paste, dense task, findings ignored", FULL_OPTIONS),
     "sharpness": Recipe(
         "copy-paste, dense task, findings ignored, sharpness varied",
-        {"copy_paste": 0.5, "dense_weight": 1.0, "unmarked": "ignore", "augmentation#sharpness": 1.0},
+        {**FULL_OPTIONS, "augmentation#sharpness": 1.0},
     ),
 }
 SHIPPED = ["all"]
@@ -102,6 +100,10 @@ class Data:
             self.stages, self.work, name, train=self.datalist, configs=configs, section="tuning", **self.judged,
             **options,
         )  # fmt: skip
+
+    def weights(self, name: str) -> Path:
+        """Where a training of this name leaves its best weights."""
+        return self.work / name / "model.pt"
 
     def look(self, name: str, members: Sequence[Path]) -> dict[str, Any]:
         """The mean of the members' weights, looking in :data:`SCALES`; the figures of the tuning patients."""
@@ -173,17 +175,17 @@ def ship(arguments: argparse.Namespace) -> None:
     start = arguments.start.resolve() if arguments.start else None
     began = f", on from {digest_of(start)}" if start else ""
     runs: dict[str, list[str]] = {}
-    members: dict[str, list[Path]] = {}
     tuning: dict[str, dict[str, Any]] = {}
     for recipe in arguments.recipes:
-        runs[recipe], members[recipe] = [], [start] if start else []
+        runs[recipe] = []
         for cycle in range(1, arguments.cycles + 1):
             name = f"ship {recipe}, {epochs} epochs, seed {arguments.seed}{began}"
             name += "" if cycle == 1 else f", cycle {cycle}"
-            before = members[recipe][-1] if members[recipe] else None
+            before = data.weights(runs[recipe][-1]) if runs[recipe] else start
             tuning[f"`{recipe}`, cycle {cycle}"] = data.train(recipe, name, epochs, start=before)
             runs[recipe].append(name)
-            members[recipe].append(data.work / name / "model.pt")
+    began_with = [start] if start else []
+    members = {recipe: [*began_with, *map(data.weights, names)] for recipe, names in runs.items()}
     ways = candidates(runs, members)
     looked = {way: data.look(name, some) for way, (name, some) in ways.items()}
     tuning |= {f"{way}, slices in three sizes": metrics for way, metrics in looked.items()}
