@@ -55,6 +55,11 @@ RECIPES = {
         "copy-paste, dense task, findings ignored, sharpness varied",
         {**FULL_OPTIONS, "augmentation#sharpness": 1.0},
     ),
+    "scale": Recipe(
+        # Together with SCALES: what the further looks show a lesion as has been seen in training.
+        "copy-paste, dense task, findings ignored, scaled by 0.7 to 1.6",
+        {**FULL_OPTIONS, "augmentation#scale": [0.7, 1.6]},
+    ),
 }
 SHIPPED = ["all"]
 
@@ -224,8 +229,12 @@ def candidates(
             found[f"`{recipe}`, {way}"] = (f"{names[-1]}, {way}, in three sizes", weights[-2:])
     if len(runs) > 1:
         last = next(reversed(runs.values()))[-1]
-        name = f"{last}, mean with {', '.join(list(runs)[:-1])}, in three sizes"
-        found["mean of the recipes' last weights"] = (name, [weights[-1] for weights in members.values()])
+        name = f"{last}, mean with {', '.join(list(runs)[:-1])}"
+        of_recipes = [weights[-1] for weights in members.values()]
+        found["mean of the recipes' last weights"] = (f"{name}, in three sizes", of_recipes)
+        if len(members[recipe]) > len(names):
+            together = (f"{name} and the start, in three sizes", [members[recipe][0], *of_recipes])
+            found["mean of the recipes' last weights and those they began with"] = together
     return found
 
 
@@ -345,6 +354,12 @@ def learning_curve(store: Path, runs: Mapping[str, Sequence[str]], target: Path)
     plt.close(figure)
 
 
+GROUPINGS = {
+    "by_root_area_px": "root of the box's area", "by_size_px": "long side of the box",
+    "by_size_mm": "long diameter", "by_type": "official type",
+}  # fmt: skip
+
+
 def card(
     data: Data, arguments: argparse.Namespace, runs: Mapping[str, Sequence[str]], epochs: int, digest: str,
     tuning: Mapping[str, Mapping[str, Any]], shipped: str, validation: Mapping[str, Any],
@@ -376,7 +391,7 @@ def card(
         "| validation lesions | number | at .5 FP | at 4 FP | mean of .5 to 4 |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for key, title in (("by_size_px", "size"), ("by_size_mm", "long diameter"), ("by_type", "official type")):
+    for key, title in GROUPINGS.items():
         for group, figures in validation[key].items():
             count = figures["average_sensitivity"]["n"]
             if count:

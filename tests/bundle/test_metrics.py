@@ -98,7 +98,8 @@ def test_intervals_are_those_of_resampling_patients_with_their_images() -> None:
 def test_groups_share_the_thresholds_of_the_whole_and_add_up_to_it() -> None:
     results = simulated(0)
     metrics = compute(results, bootstrap=0)
-    for key in ("by_category", "by_size_px", "by_slice_spacing"):  # every lesion is in one of these groups
+    # Every lesion is in one of these groups.
+    for key in ("by_category", "by_size_px", "by_root_area_px", "by_slice_spacing"):
         groups = metrics[key].values()
         assert sum(group["froc"]["2"]["n"] for group in groups) == metrics["lesions"]
         total = sum((group["froc"]["2"]["value"] or 0) * group["froc"]["2"]["n"] for group in groups)
@@ -142,6 +143,19 @@ def test_size_bins(size: float, group: str) -> None:
     assert metrics["by_size_px"]["20 px or more"]["froc"]["1"]["n"] == 1
     assert "by_type" not in metrics
     assert "by_category" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("x1", "x2", "y2", "long_side", "root_area"),
+    # As DL_info.csv writes boxes; the root of the area is 19.98 and 20.
+    [(10, 47, 20.79, "20 px or more", "under 20 px"), (10, 35, 26, "20 px or more", "20 px or more"),
+     (10, 28.5, 28.5, "under 20 px", "under 20 px"), (10, 29.5, 29.5, "20 px or more", "under 20 px")],
+)  # fmt: skip
+def test_the_two_sizes_of_a_box(x1: float, x2: float, y2: float, long_side: str, root_area: str) -> None:
+    box = [[x1 - 1, 9, x2, y2]]
+    metrics = compute([image_result("a", "p", box, [1], box)], bootstrap=0)
+    for key, group in (("by_size_px", long_side), ("by_root_area_px", root_area)):
+        assert {name for name, part in metrics[key].items() if part["froc"]["1"]["n"]} == {group}
 
 
 def test_names_of_types_and_categories_can_be_given() -> None:

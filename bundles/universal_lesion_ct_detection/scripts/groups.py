@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from scripts.froc import ImageResult
 
 DEEPLESION_TYPES = {
@@ -61,9 +63,21 @@ def _slice_spacing(value: Any) -> str | None:
     return "up to 2.5 mm" if spacing <= 2.5 else "over 2.5 mm"
 
 
+PX_BINS = ("under 20 px", "20 px or more")
+
+
+def _px_bins(sizes: np.ndarray) -> list[str | None]:
+    return [PX_BINS[0] if size < 20 else PX_BINS[1] for size in sizes]
+
+
 def _size_px(result: ImageResult) -> list[str | None]:
-    long_side = (result.true_boxes_px[:, 2:] - result.true_boxes_px[:, :2]).max(axis=1, initial=0.0)
-    return ["under 20 px" if side < 20 else "20 px or more" for side in long_side]
+    return _px_bins((result.true_boxes_px[:, 2:] - result.true_boxes_px[:, :2]).max(axis=1, initial=0.0))
+
+
+def _root_area_px(result: ImageResult) -> list[str | None]:
+    # DeepLesion's numbers are of its outer pixels: x2 - x1 is a pixel less than what those cover.
+    sides = result.true_boxes_px[:, 2:] - result.true_boxes_px[:, :2] - 1
+    return _px_bins(np.sqrt(sides.clip(min=0).prod(axis=1)))
 
 
 def groupings(
@@ -74,7 +88,9 @@ def groupings(
     Args:
         results: images; a grouping is given where any lesion has its attribute: ``label`` (0-based int) for
             ``by_category``, ``coarse_type`` for ``by_type``, ``long_diameter_mm`` for ``by_size_mm``,
-            ``slice_spacing_mm`` for ``by_slice_spacing``. ``by_size_px``, the long side of the box, is always there.
+            ``slice_spacing_mm`` for ``by_slice_spacing``. Two are always there: ``by_size_px``, the long side of the
+            box, and ``by_root_area_px``, the square root of its area (COCO's measure of size) with the sides as
+            DeepLesion's own numbers give them, x2 - x1.
         type_names: names of the official types; DeepLesion's where None.
         category_names: names of the categories by label; ``category 0``, ... where None.
     """
@@ -99,4 +115,4 @@ def groupings(
         ),
     ]
     chosen = [grouping for attribute, grouping in candidates if values.get(attribute) and grouping.groups]
-    return [*chosen, Grouping("by_size_px", ("under 20 px", "20 px or more"), _size_px)]
+    return [*chosen, Grouping("by_size_px", PX_BINS, _size_px), Grouping("by_root_area_px", PX_BINS, _root_area_px)]

@@ -33,6 +33,7 @@ GROUPS = {
     "by_type": "Official type",
     "by_size_mm": "Long diameter",
     "by_size_px": "Long side of the box",
+    "by_root_area_px": "Square root of the box's area",
     "by_slice_spacing": "Slice spacing",
 }
 
