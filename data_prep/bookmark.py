@@ -19,6 +19,9 @@ from data_prep.errors import DataPrepError
 
 SCHEMA_VERSION = 1
 
+DETECTOR = "detector"
+"""The source of what software found, whatever the file: a person must accept it before it trains or is released."""
+
 SOURCES = (
     "deeplesion-csv",
     "dicom-sr",
@@ -29,7 +32,7 @@ SOURCES = (
     "rtstruct",
     "nifti",
     "csv",
-    "detector",
+    DETECTOR,
 )
 
 POINTS_PER_FORM: dict[str, tuple[int, int | None]] = {

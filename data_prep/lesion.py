@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
 
-from data_prep.bookmark import arrow_schema, read_table, records_to_table, table_to_records, write_table
+from data_prep.bookmark import DETECTOR, arrow_schema, read_table, records_to_table, table_to_records, write_table
 
 REVIEW_STATES = ("unreviewed", "accepted", "rejected")
 
@@ -102,6 +102,11 @@ class Lesion:
         if self.x0 is None or self.y0 is None or self.x1 is None or self.y1 is None:
             return None
         return (self.x0, self.y0, self.x1, self.y1)
+
+    @property
+    def awaits_review(self) -> bool:
+        """Whether software found it and nobody has accepted it: no training data, and no part of a release."""
+        return self.source == DETECTOR and self.review != "accepted"
 
 
 LESION_SCHEMA = arrow_schema(Lesion, "lesions")

@@ -23,7 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_prep.bookmark import Bookmark, make_id
+from data_prep.bookmark import DETECTOR, Bookmark, make_id
 from data_prep.lesion import Lesion
 from data_prep.readings import SAME_MARK_PX, Reading, line_of, may_pair, read_mark, read_pair
 
@@ -38,7 +38,7 @@ DISAGREES_MM = 0.5
 # must win over the lone copy of its own long axis.
 _AS_LONG = 0.99
 
-_ALONE = ("deeplesion-csv", "detector")
+_ALONE = ("deeplesion-csv", DETECTOR)
 
 # Fields of a lesion taken from its bookmarks: the first that states one.
 _FIRST_STATED = (

@@ -222,6 +222,8 @@ def _refusal(lesion: Lesion, record: ImageRecord | None) -> str | None:
     """Why a lesion is not exported, in words that quote nothing of the patient."""
     if lesion.review == "rejected":
         return "rejected in review"
+    if lesion.awaits_review:
+        return "detection that nobody accepted"
     if lesion.box_px is None:
         return "a location without a box"
     if lesion.recist_px is None:

@@ -36,7 +36,7 @@ def training_patients(lesions: Sequence[Lesion]) -> dict[str, str]:
 
 def may_be_fitted(lesion: Lesion) -> bool:
     """Not possibly noisy, and not a detector's find that nobody accepted."""
-    return not lesion.possibly_noisy and (lesion.source != "detector" or lesion.review == "accepted")
+    return not lesion.possibly_noisy and not lesion.awaits_review
 
 
 def require_enough(count: int, categories: int | Literal["auto"]) -> None:

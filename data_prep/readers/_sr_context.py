@@ -13,6 +13,13 @@ from data_prep.readers._sr_tree import Code, Item, Tree, code, sequence, text
 MEASUREMENT_GROUP = "125007"
 SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.66.5")
 
+CAD_CLASSES = (
+    "1.2.840.10008.5.1.4.1.1.88.50",  # mammography
+    "1.2.840.10008.5.1.4.1.1.88.65",  # chest
+    "1.2.840.10008.5.1.4.1.1.88.69",  # colon
+)
+"""Reports of detectors (computer-aided detection)."""
+
 LOCAL_SCHEME = "99LESIONBM"
 """Coding scheme of words that :mod:`data_prep.writers.dicom_sr` had no code for; only the words are read back."""
 
@@ -38,6 +45,8 @@ _SITES = ("363698007", "G-C0E3", "zzz008")  # Finding Site in SNOMED CT and SRT,
 _LATERALITIES = ("272741003", "G-C171")
 _COMMENT = "121106"
 _OBSERVER_NAME, _OBSERVER_TYPE, _LOGIN_NAME = "121008", "121005", "zzz026"
+_PERSON = "121006"  # Observer Type: Person
+_ALGORITHM_NAME = "111001"
 _STUDY_UID, _SERIES_UID = "110180", "112002"
 _FREE_TEXT_FINDING = "CORNERSTONEFREETEXT"  # dcmjs puts words a person typed into a code of this value
 
@@ -70,6 +79,7 @@ class Report:
     """The facts of the whole report."""
 
     sop_instance_uid: str
+    is_cad: bool
     patient_id: str | None
     patient_sex: str | None
     patient_age: float | None
@@ -84,6 +94,7 @@ def report_facts(dataset: Dataset, tree: Tree) -> Report:
     sex = text(dataset, 0x00100040)
     return Report(
         sop_instance_uid=uid,
+        is_cad=text(dataset, 0x00080016) in CAD_CLASSES,
         patient_id=text(dataset, 0x00100020) or None,
         patient_sex=sex if sex in ("M", "F", "O") else None,
         patient_age=age_years(text(dataset, 0x00101010)),
@@ -264,6 +275,21 @@ def _site(above: list[Item]) -> tuple[str | None, str | None]:
             laterality = _coded(side[0]).meaning or None if side else None
             return (site.meaning if site.scheme == LOCAL_SCHEME else str(site)), laterality
     return None, None
+
+
+def made_by_software(report: Report, graphic: Item) -> bool:
+    """Whether an algorithm found this, not a person with its help.
+
+    So in a report of computer-aided detection, and where the group or the report names an algorithm (PS3.16 TID 4019)
+    and no person as observer. An algorithm of a single measurement only says how that was computed.
+    """
+    if report.is_cad:
+        return True
+    holders = [item for item in graphic.ancestors() if item.value_type in ("CONTAINER", "CODE")]
+    if not any(item.named(_ALGORITHM_NAME) for item in holders):
+        return False
+    kinds = [_coded(kind).value for item in holders for kind in item.named(_OBSERVER_TYPE)[:_MOST_REPEATS]]
+    return _PERSON not in kinds and _observer(graphic) is None
 
 
 def _observer(graphic: Item) -> str | None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.bookmark import Bookmark, make_id
+from data_prep.bookmark import DETECTOR, Bookmark, make_id
 from data_prep.errors import DataPrepError, UnreadableError
 from data_prep.readers import Rejection
 from data_prep.readers.plain_csv import safe_image
 from data_prep.schemas import validate
 
-SOURCE = "detector"
+SOURCE = DETECTOR
 
 _LARGEST_STEP_MM = 1e4
 _LARGEST_FILE = 512 * 2**20  # bytes; about a million findings

@@ -4,7 +4,7 @@ One bookmark per lesion, on the slice where its long diameter is greatest: the r
 slice to slice are one lesion. Its outline lies in the frame of the source image. With ``images`` the mask's own
 geometry is compared with the image's and the outline moved onto the image where they differ; without, the mask's grid
 is taken to be the image's, as the standard's derivation from a source image suggests, and ``source_frame`` says
-"assumed".
+"assumed". A segment that software made (Segment Algorithm Type AUTOMATIC) has the source ``detector``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.pixels.utils import iter_pixels
 
-from data_prep.bookmark import Bookmark, make_id
+from data_prep.bookmark import DETECTOR, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.frames import Array
 from data_prep.quiet import quiet_pydicom
@@ -308,7 +308,7 @@ def _bookmark(
     instance = text_or_none(dataset, "SOPInstanceUID") or text_or_none(dataset.file_meta, "MediaStorageSOPInstanceUID")
     return Bookmark(
         bookmark_id=make_id(SOURCE, instance, number, frame.number, "segmentation", *np.round(key.outline_px, 3).flat),
-        source=SOURCE,
+        source=DETECTOR if text_or_none(segment, "SegmentAlgorithmType") == "AUTOMATIC" else SOURCE,
         form="segmentation",
         points_px=points,
         source_frame="assumed" if placement is not None and not moved else "declared",

@@ -6,7 +6,8 @@ px: (column, row), corner of the first pixel 0 (PS3.3 C.18.6.1.2).
 
 Two lines that a measurement group names long and short axis are one bidirectional mark, as declared. A closed outline
 of four corners along rows and columns is a box. ``text`` is the comments, else a tracking identifier that a person
-could have given; ``observer`` is the name the report states.
+could have given; ``observer`` is the name the report states. What an algorithm found, with no person as observer, has
+the source ``detector``: it is no training data until somebody accepts it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 
-from data_prep.bookmark import Bookmark, make_id
+from data_prep.bookmark import DETECTOR, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection
@@ -33,6 +34,7 @@ from data_prep.readers._sr_context import (
     group_of,
     image_of,
     image_reference,
+    made_by_software,
     report_facts,
 )
 from data_prep.readers._sr_shapes import GRAPHICS, GroupValues, Shape, UnusableError, group_values, shapes_of
@@ -220,7 +222,7 @@ def _bookmark(report: Report, shape: Shape, loose: GroupValues) -> Bookmark | Re
     try:
         return Bookmark(
             bookmark_id=make_id(SOURCE, report.sop_instance_uid, shape.item.where, frame, shape.form, *rounded),
-            source=SOURCE,
+            source=DETECTOR if made_by_software(report, shape.item) else SOURCE,
             form=shape.form,
             points_px=tuple(map(float, shape.points.ravel())),
             **fields,
@@ -242,7 +244,7 @@ def _without_coordinates(report: Report, group: Item) -> Bookmark | Rejection:
         if fields["text"]:
             return Bookmark(
                 bookmark_id=make_id(SOURCE, report.sop_instance_uid, group.where, references[0].frame_number, "text"),
-                source=SOURCE,
+                source=DETECTOR if made_by_software(report, anchor) else SOURCE,
                 form="text",
                 points_px=(),
                 **fields,

@@ -2,7 +2,7 @@
 
 One bookmark per lesion, on the slice where its long diameter is greatest: contours of one ROI that overlap from slice
 to slice are one lesion. A structure set holds no pixels, spacing or image geometry, so without ``images`` each contour
-is rejected with that reason.
+is rejected with that reason. What software drew (ROI Generation Algorithm AUTOMATIC) has the source ``detector``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pydicom
 
-from data_prep.bookmark import MAX_POINTS, Bookmark, make_id
+from data_prep.bookmark import DETECTOR, MAX_POINTS, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.frames import Array
 from data_prep.quiet import quiet_pydicom
@@ -126,6 +126,8 @@ class _Facts:
         self.number = number
         self.instance = text_or_none(dataset, "SOPInstanceUID")
         self.series_of = series_of
+        automatic = text_or_none(described, "ROIGenerationAlgorithm") == "AUTOMATIC"
+        self.source = DETECTOR if automatic else SOURCE
         self.common: dict[str, Any] = {
             "text": text_or_none(described, "ROIName"),
             "finding_code": code_or_none(observed.get("RTROIIdentificationCodeSequence")),
@@ -140,7 +142,7 @@ class _Facts:
         points = np.round(points_px, 6)
         return Bookmark(
             bookmark_id=make_id(SOURCE, self.instance, self.number, uid, form, *np.round(points, 3).ravel()),
-            source=SOURCE,
+            source=self.source,
             form=form,
             points_px=tuple(float(value) for value in points.ravel()),
             image_uid=uid,

@@ -45,14 +45,20 @@ def ball(centre: tuple[float, float, float], radius: float) -> np.ndarray:
     return np.asarray(mm <= radius**2)
 
 
-def foreign(pixels: np.ndarray, kind: str = "BINARY", count: int = 1, **options: Any) -> highdicom.seg.Segmentation:
+ALGORITHM = highdicom.AlgorithmIdentificationSequence("segmenter", codes.cid7162.ArtificialIntelligence, "1")
+
+
+def foreign(
+    pixels: np.ndarray, kind: str = "BINARY", count: int = 1, algorithm: str = "MANUAL", **options: Any
+) -> highdicom.seg.Segmentation:
     described = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
             segment_label=f"Segment {number}",
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
             segmented_property_type=codes.SCT.Lesion,
-            algorithm_type="MANUAL",
+            algorithm_type=algorithm,
+            algorithm_identification=None if algorithm == "MANUAL" else ALGORITHM,
         )
         for number in range(1, count + 1)
     ]
@@ -82,6 +88,15 @@ def test_one_bookmark_per_lesion_on_its_greatest_slice(tmp_path: Path) -> None:
         np.testing.assert_allclose((outline.min(axis=0) + outline.max(axis=0)) / 2, centre, atol=0.3)
         assert recist.longest_mm(outline, (SPACING, SPACING)) == pytest.approx(2 * radius, abs=1.0)
         assert bookmark.bookmark_id not in [other.bookmark_id for other in found if other is not bookmark]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "source"), [("MANUAL", "dicom-seg"), ("SEMIAUTOMATIC", "dicom-seg"), ("AUTOMATIC", "detector")]
+)
+def test_what_software_segmented_is_a_detection(tmp_path: Path, algorithm: str, source: str) -> None:
+    pixels = ball((3.2, 40, 40), 7).astype(np.uint8)
+    (found,) = bookmarks_in(save(foreign(pixels, algorithm=algorithm), tmp_path))
+    assert found.source == source
 
 
 def test_a_missing_slice_parts_a_lesion(tmp_path: Path) -> None:

@@ -233,6 +233,35 @@ def test_what_cannot_be_written(marks: list[Bookmark], images: list[Dataset], me
         report(marks, *images)
 
 
+# --- who found it --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "source"),
+    [
+        ({}, {}, "dicom-sr"),  # a device as observer, as of a workstation that names nobody
+        ({"algorithm": ("detector", "1.0")}, {}, "detector"),
+        ({"algorithm": ("caliper", "2"), "observer_name": "R1"}, {}, "dicom-sr"),  # a person with a tool
+        ({}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.65"}, "detector"),  # Chest CAD SR
+    ],
+)
+def test_what_software_found_is_a_detection(options: dict[str, Any], changes: dict[str, str], source: str) -> None:
+    dataset = report([mark("box", 1, 2, 30, 40, score=0.5), mark("text", text="nodule?")], **options)
+    for name, value in changes.items():
+        setattr(dataset, name, value)
+    assert [found.source for found in dicom_sr.read_dataset(dataset) if isinstance(found, Bookmark)] == [source] * 2
+
+
+def test_a_person_without_a_name_is_no_software() -> None:
+    dataset = report([mark("box", 1, 2, 30, 40)], algorithm=("caliper", "2"), observer_name="R1")
+    for item in dataset.ContentSequence:
+        if item.ValueType == "PNAME":
+            item.PersonName = ""
+    (found,) = dicom_sr.read_dataset(dataset)
+    assert isinstance(found, Bookmark)
+    assert (found.source, found.observer) == ("dicom-sr", None)
+
+
 # --- judges --------------------------------------------------------------------------------------------------------
 
 

@@ -139,6 +139,7 @@ def test_what_is_not_exported_says_why(tmp_path: Path, make_ct: MakeCt) -> None:
     damaged = make_ct(tmp_path / "dicom", ct(1, key=0), name="damaged", edit=damage)
     no_box = {name: None for name in ("x0", "y0", "x1", "y1")}
     cases = {
+        "detection that nobody accepted": lesion(paths[1], "0", source="detector"),
         "rejected in review": lesion(paths[1], "1", review="rejected"),
         "a location without a box": lesion(paths[1], "2", **no_box),
         "a box without measured diameters, for which DL_info.csv has no place": lesion(paths[1], "3", recist_px=None),
@@ -152,7 +153,7 @@ def test_what_is_not_exported_says_why(tmp_path: Path, make_ct: MakeCt) -> None:
     assert rows_of(tmp_path / "out" / "lesions_not_exported.csv") == [
         {"lesion_id": mark.lesion_id, "reason": reason} for reason, mark in cases.items()
     ]
-    assert (summary.lesions, summary.not_exported, summary.reasons) == (1, 8, dict.fromkeys(cases, 1))
+    assert (summary.lesions, summary.not_exported, summary.reasons) == (1, 9, dict.fromkeys(cases, 1))
     assert len(rows_of(tmp_path / "out" / "DL_info.csv")) == 1
     assert {path.parent.name for path in (tmp_path / "out").rglob("*.png")} == {
         rows_of(tmp_path / "out" / "DL_info.csv")[0]["File_name"].rpartition("_")[0]

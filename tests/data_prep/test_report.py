@@ -16,6 +16,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from data_prep.bookmark import Bookmark
 from data_prep.errors import DataPrepError
 from data_prep.lesion import Lesion, write_lesions
+from data_prep.merge import merge
 from data_prep.readers import dicom_kind, dicom_sr
 from data_prep.writers.report import report
 from tests.data_prep.files import rows_of
@@ -95,11 +96,31 @@ def test_detections_come_back_as_the_same_boxes(tmp_path: Path) -> None:
         assert (mark.form, mark.image_uid, mark.text) == ("box", uid, "liver")
         assert mark.finding_code == "52988006^SCT^Lesion"
         np.testing.assert_allclose(mark.points_px, box, rtol=0, atol=2e-5)
+        assert mark.source == "detector"
     (path,) = (tmp_path / "out").glob("*.dcm")
     text = str(dcmread(path))
     assert "Algorithm Name" in text
     assert "detector" in text
     assert not (tmp_path / "out" / "rejected.csv").exists()
+
+
+def test_findings_sent_to_the_archive_leave_a_person_s_marks_alone(tmp_path: Path) -> None:
+    uids = series(tmp_path / "ct")
+    pair = Bookmark(
+        bookmark_id="b", source="dicom-sr", form="bidirectional", image_uid=uids[0], patient_id="P1",
+        points_px=(12.0, 30.0, 28.0, 30.0, 20.0, 25.0, 20.0, 35.0),
+    )  # fmt: skip
+    (alone,) = merge([pair])
+    assert alone.box_px is not None
+    larger = [alone.box_px[0] - 1, alone.box_px[1] - 1, alone.box_px[2] + 1, alone.box_px[3] + 1]
+    report(
+        detections(tmp_path / "detections.json", (uids[0], 0, larger, 0.9)),
+        tmp_path / "ct", tmp_path / "out", progress=False,
+    )  # fmt: skip
+    found = {lesion.source: lesion for lesion in merge([pair, *read_all(tmp_path / "out")])}
+    assert found["dicom-sr"] == alone
+    assert found["detector"].awaits_review
+    assert found["detector"].box_px == pytest.approx(larger, abs=1e-4)
 
 
 @pytest.mark.parametrize(

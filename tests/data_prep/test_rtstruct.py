@@ -47,7 +47,7 @@ def contour(points_px: np.ndarray, image: int, *, kind: str = "CLOSED_PLANAR", n
     return rtstruct_objects.contour(np.stack([x, y, z], axis=1), f"1.2.3.{image}" if name else None, kind)
 
 
-def structure_set(path: Path, rois: dict[str, list[Dataset]]) -> Path:
+def structure_set(path: Path, rois: dict[str, list[Dataset]], algorithm: str = "MANUAL") -> Path:
     header = file_item(
         SOPClassUID=RTStructureSetStorage,
         SOPInstanceUID="1.2.6.1",
@@ -75,7 +75,7 @@ def structure_set(path: Path, rois: dict[str, list[Dataset]]) -> Path:
         ApprovalStatus="UNAPPROVED",
     )
     images: dict[str, Any] = {"series_uid": "1.2.8", "image_uids": IMAGES}
-    file = rtstruct_objects.with_rois(header, rois, **images, algorithm="MANUAL", ROIInterpreter="Doe^Jane")
+    file = rtstruct_objects.with_rois(header, rois, **images, algorithm=algorithm, ROIInterpreter="Doe^Jane")
     file.save_as(path, enforce_file_format=True)
     return path
 
@@ -106,6 +106,12 @@ def test_a_lesion_on_its_greatest_slice(tmp_path: Path) -> None:
     # ContourData was written with 4 decimals of a millimetre.
     np.testing.assert_allclose(first.points, circle_px((60, 80), 12.0), atol=1e-3)
     assert recist.longest_mm(first.points, SPACING) == pytest.approx(24.0, abs=0.01)
+
+
+@pytest.mark.parametrize(("algorithm", "source"), [("MANUAL", "rtstruct"), ("", "rtstruct"), ("AUTOMATIC", "detector")])
+def test_what_software_drew_is_a_detection(tmp_path: Path, algorithm: str, source: str) -> None:
+    ((found,), _) = split(structure_set(tmp_path / "rs.dcm", {"GTV": BALL}, algorithm))
+    assert found.source == source
 
 
 def test_slices_apart_and_contours_apart_are_lesions_apart(tmp_path: Path) -> None:
