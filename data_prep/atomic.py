@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,17 @@ from typing import Any
 
 from data_prep.errors import DataPrepError
 
+PRIVATE = 0o600
+"""Mode of what names patients: its owner's alone."""
+
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it onto ``target`` when the block ends well.
 
     The temporary name ends in ``.part`` followed by the target's suffix, so writers that look at the suffix work.
-    On any exception the temporary file is removed and ``target`` is left as it was.
+    ``mode`` is a new file's; a file that is there keeps its own. On any exception the temporary file is removed and
+    ``target`` is left as it was.
 
     Raises:
         DataPrepError: the folder cannot be made or written, or the disk is full.
@@ -32,7 +37,7 @@ def atomic_path(target: str | os.PathLike[str], *, mode: int = 0o644) -> Iterato
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        os.chmod(temporary, mode)
+        os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
         os.replace(temporary, target)
     except OSError as error:
         raise DataPrepError(f"{target}: cannot write ({error.strerror or error}); nothing was changed") from error

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.atomic import make_folder, write_csv
+from data_prep.atomic import PRIVATE, make_folder, write_csv
 from data_prep.errors import DataPrepError
 from data_prep.harvest_images import IndexedFolders, exists_below, index_folders
 from data_prep.harvest_join import join
@@ -173,7 +173,7 @@ def _read_files(
     files, refused = find_files(sources, out)
     if not files and not refused:
         raise DataPrepError(f"{', '.join(map(str, sources))}: no file to read")
-    make_folder(work)
+    make_folder(work).chmod(0o700)  # its files name patients
     parts = list(in_parts(files))
     counts = _read_all(parts, work, pool, progress, partial(read_part, deferring=True))
     # Files whose marks lie on images in ways that only the images tell are read when these are known.
@@ -268,5 +268,5 @@ def _write_rejected(rejections: Sequence[Rejection], parts: Sequence[Path], path
     whole = {source for source, row, _ in rows if not row}  # refused as a mark and as an image: told once
     rows += [(r.source_file, r.row, r.reason) for r in rejections if r.row or r.source_file not in whole]
     rows.sort(key=lambda row: row[0])  # stable: within a file the order in which it was read
-    write_csv(path, ("source_file", "row", "reason"), rows)
+    write_csv(path, ("source_file", "row", "reason"), rows, mode=PRIVATE)
     return len(rows)

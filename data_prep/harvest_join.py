@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import frames
-from data_prep.atomic import atomic_path
+from data_prep.atomic import PRIVATE, atomic_path
 from data_prep.bookmark import BOOKMARK_SCHEMA, Bookmark, records_to_table, table_to_records
 from data_prep.errors import DataPrepError
 from data_prep.lesion import LESION_SCHEMA, Lesion
@@ -115,8 +115,8 @@ def join(
     seen: set[str] = set()
     reviews = review_states(out / "lesions.parquet")
     with (
-        atomic_path(out / "bookmarks.parquet") as bookmarks_path,
-        atomic_path(out / "lesions.parquet") as lesions_path,
+        atomic_path(out / "bookmarks.parquet", mode=PRIVATE) as bookmarks_path,
+        atomic_path(out / "lesions.parquet", mode=PRIVATE) as lesions_path,
         pq.ParquetWriter(bookmarks_path, BOOKMARK_SCHEMA, **_STORED) as bookmarks_file,
         pq.ParquetWriter(lesions_path, LESION_SCHEMA, **_STORED) as lesions_file,
         ThreadPoolExecutor(1) as writer,  # Arrow compresses one bucket while Python merges the next

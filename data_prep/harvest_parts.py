@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_prep import __version__
-from data_prep.atomic import atomic_path, write_json
+from data_prep.atomic import PRIVATE, atomic_path, write_json
 from data_prep.bookmark import BOOKMARK_SCHEMA, SCHEMA_VERSION, Bookmark, records_to_table
 from data_prep.errors import DataPrepError
 from data_prep.readers import Rejection
@@ -168,8 +168,8 @@ def read_part(
         pass  # not done yet
     counts = PartCounts(files=len(files))
     with (
-        atomic_path(path.with_suffix(".parquet")) as parquet,
-        atomic_path(path.with_suffix(".csv")) as rejections,
+        atomic_path(path.with_suffix(".parquet"), mode=PRIVATE) as parquet,
+        atomic_path(path.with_suffix(".csv"), mode=PRIVATE) as rejections,
         pq.ParquetWriter(parquet, BOOKMARK_SCHEMA, compression="lz4", use_dictionary=False) as writer,
         rejections.open("w", newline="", encoding="utf-8") as text,
         warnings.catch_warnings(),

@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 from data_prep.archive.series import ImageRecord
-from data_prep.atomic import write_csv
+from data_prep.atomic import PRIVATE, write_csv
 from data_prep.errors import DataPrepError
 from data_prep.writers.deeplesion import IMAGE_PATTERN
 
@@ -154,7 +154,7 @@ class ExportKey:
     def save(self) -> None:
         """Write the key file, atomically, readable by its owner only."""
         rows = (astuple(self.rows[name]) for name in sorted(self.rows))
-        write_csv(self.path, _COLUMNS, rows, mode=0o600)  # a temporary file is its owner's alone from the start
+        write_csv(self.path, _COLUMNS, rows, mode=PRIVATE)  # a temporary file is its owner's alone from the start
 
 
 class _Numbers:

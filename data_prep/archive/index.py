@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data_prep.archive.header import ImageHeader, read_headers
 from data_prep.archive.series import ImageRecord, SeriesReport, frame_of, group_series
-from data_prep.atomic import atomic_path
+from data_prep.atomic import PRIVATE, atomic_path
 from data_prep.bookmark import arrow_schema
 from data_prep.errors import DataPrepError
 
@@ -203,5 +203,5 @@ def _write_cache(files: list[_File], path: Path) -> None:
         "reason": [file.reason for file in files],
         "images": [[dataclasses.asdict(image) for image in file.images] for file in files],
     }
-    with atomic_path(path, mode=0o600) as temporary:
+    with atomic_path(path, mode=PRIVATE) as temporary:
         pq.write_table(pa.Table.from_pydict(columns, schema=_CACHE_SCHEMA), temporary, compression="zstd")

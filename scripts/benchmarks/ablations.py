@@ -36,7 +36,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"unmarked": "complete", "dense_weight": 1.0},
     ),
     "as shipped": (
-        "**findings ignored, dense task, copy-paste: the default, and the shipped weights' recipe**",
+        "**findings ignored, dense task, copy-paste: the default, and recipe `all` of the shipped weights**",
         FULL_OPTIONS,
     ),
     "no cosine": ("a constant learning rate instead of the cosine", {"final_rate_share": 1.0}),

@@ -131,6 +131,10 @@ class Data:
     def judge(self, name: str, section: str) -> dict[str, Any]:
         return evaluated(self.stages, self.work, name, section=section, **self.judged)
 
+    def categories(self) -> list[str]:
+        names: list[str] = json.loads(self.datalist.read_text(encoding="utf-8"))["categories"]
+        return names
+
     def counts(self) -> dict[str, int]:
         content = json.loads(self.datalist.read_text(encoding="utf-8"))
         return {name: len(items) for name, items in content.items() if isinstance(items, list)}
@@ -164,8 +168,8 @@ def what_is_common() -> str:
     """The input, in words."""
     windows = ", ".join(f"{low} to {high}" for low, high in COMMON["windows_hu"])
     return (
-        f"Input: one slice, {COMMON['size']} px, HU windows {windows}; 5 mined categories; scores averaged over the "
-        "slice and its mirror image."
+        f"Input: one slice, {COMMON['size']} px, HU windows {windows}; scores averaged over the slice and its mirror "
+        "image. 5 mined categories."
     )
 
 
@@ -382,7 +386,8 @@ def card(
         f"{began}of {epochs} epochs each, {' and '.join(minutes(data.work / name) for name in names)}, "
         f"the epoch chosen on {counts['tuning']} slices of tuning patients. Recipe: {titles}. Shipped, by the tuning "
         f"patients' mean sensitivity: {shipped}. "
-        f"{what_is_common()} {HOW_IT_LOOKS} {pace(data.work / 'mlruns.db', names[-1])} "
+        f"{what_is_common()} They are {', '.join(data.categories())}. {HOW_IT_LOOKS} "
+        f"{pace(data.work / 'mlruns.db', names[-1])} "
         f"Patient {', '.join(LEFT_OUT)} was left out of training. Seed {arguments.seed}. "
         f"Machine: {machine()}. Command: `python scripts/train_weights.py ship ...`, {today()}.",
         "",

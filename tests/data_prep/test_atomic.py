@@ -34,6 +34,9 @@ def test_written_whole(tmp_path: Path) -> None:
 def test_mode(tmp_path: Path) -> None:
     write_text(tmp_path / "key.csv", "secret", mode=0o600)
     assert stat.S_IMODE((tmp_path / "key.csv").stat().st_mode) == 0o600
+    (tmp_path / "key.csv").chmod(0o640)  # shared with a group on purpose
+    write_text(tmp_path / "key.csv", "another", mode=0o600)
+    assert stat.S_IMODE((tmp_path / "key.csv").stat().st_mode) == 0o640
 
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def test_another_harvest_keeps_the_states_of_what_is_still_there(tmp_path: Path)
     rows = [f"ellipse,{x} 10 {x + 20} 10 {x + 10} 5 {x + 10} 15,s/{x:03d}.png,p{x}" for x in (10, 40, 70)]
     source.write_text("\n".join(["form,points_px,image,patient_id", *rows, ""]), encoding="utf-8")
     first = harvest([source], out, progress=False)
+    assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o600}  # they name patients
     assert (first.lesions, first.reviews_kept, first.reviews_gone) == (3, 0, 0)
     ids = {lesion.image: lesion.lesion_id for lesion in read_lesions(out / "lesions.parquet")}
     review(out / "lesions.parquet", accept=[ids["s/010.png"]], reject=[ids["s/070.png"]])
