@@ -65,10 +65,12 @@ class Bookmark:
 
     ``points_px`` is flat ``(x, y, x, y, ...)`` in px (see :mod:`data_prep.frames`), ordered as
     :data:`POINTS_PER_FORM` says. Fields that a source does not state are None. Spacings are those of the image, in
-    mm; ``spacing_z_mm`` is kept as stated (it may be negative in DeepLesion): use :func:`positive_or_none`.
+    mm; ``spacing_z_mm`` is kept as stated (in DeepLesion its sign says which way the slices are numbered): use
+    :func:`positive_or_none`.
 
     ``image`` is the path of the key slice below the images folder, with ``/``; None where there is no such image.
-    ``slice_index`` is 0-based along the grid sorted towards +S; for DeepLesion the number in the file name.
+    ``slice_index`` is 0-based along the grid sorted towards +S; for DeepLesion the number in the file name, which
+    mostly rises towards the feet.
 
     Raises:
         ValueError: unknown form, source or frame, a wrong number of points, or a coordinate that is not finite or

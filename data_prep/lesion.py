@@ -104,6 +104,16 @@ class Lesion:
         return (self.x0, self.y0, self.x1, self.y1)
 
     @property
+    def numbers_lead_to(self) -> str:
+        """Where the slices of rising number lie: ``head``, or ``feet``.
+
+        In DeepLesion's format the third spacing is positive where they lead to the feet, so that number k lies at
+        S = -spacing * k (the release's ``DL_save_nifti.py``). Everywhere else slices are numbered towards the head.
+        """
+        to_feet = self.source == "deeplesion-csv" and (self.spacing_z_mm or 0.0) > 0
+        return "feet" if to_feet else "head"
+
+    @property
     def awaits_review(self) -> bool:
         """Whether software found it and nobody has accepted it: no training data, and no part of a release."""
         return self.source == DETECTOR and self.review != "accepted"

@@ -310,7 +310,8 @@ def _rows(plan: _Plan, names: dict[tuple[str, int], str], done: dict[str, _Done]
             columns=record.columns,
             spacing_x_mm=record.spacing_x_mm,
             spacing_y_mm=record.spacing_y_mm,
-            spacing_z_mm=record.spacing_z_mm,
+            # Slices are numbered towards the head; a positive step would say towards the feet (Lesion.numbers_lead_to).
+            spacing_z_mm=None if record.spacing_z_mm is None else -record.spacing_z_mm,
             window_min_hu=lesion.window_min_hu if has_window else record.window_min_hu,
             window_max_hu=lesion.window_max_hu if has_window else record.window_max_hu,
             norm_x=norm_x,

@@ -56,7 +56,7 @@ def marked_lesion(study: Study, scan: Scan, body: Anatomy, mark: Mark) -> Lesion
         columns=MATRIX,
         spacing_x_mm=drawn.spacing_x_mm,
         spacing_y_mm=drawn.spacing_y_mm,
-        spacing_z_mm=drawn.spacing_z_mm,
+        spacing_z_mm=-scan.protocol.slice_mm,  # numbered towards the head, see Lesion.numbers_lead_to
         window_min_hu=drawn.window_min_hu,
         window_max_hu=drawn.window_max_hu,
         norm_x=norm_x,

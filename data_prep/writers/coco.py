@@ -10,6 +10,7 @@ from typing import Any
 
 from data_prep import frames
 from data_prep.atomic import write_json
+from data_prep.bookmark import positive_or_none
 from data_prep.errors import DataPrepError
 from data_prep.lesion import COARSE_TYPES, Lesion
 from data_prep.writers.select import Categories, Slice, Target, select
@@ -81,7 +82,7 @@ def _image(image_id: int, found: Slice) -> dict[str, Any]:
         "height": found.rows,
         "split": found.split,
         "patient_id": found.patient_id,
-        "spacing_mm": [first.spacing_x_mm, first.spacing_y_mm, first.spacing_z_mm],
+        "spacing_mm": list(map(positive_or_none, (first.spacing_x_mm, first.spacing_y_mm, first.spacing_z_mm))),
     }
 
 

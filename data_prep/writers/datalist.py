@@ -124,4 +124,5 @@ def _item(found: Slice, images: Path, slices: int, slice_distance_mm: float | No
         "short_diameter_mm": [lesion.short_diameter_mm for lesion in lesions],
         "image_size": [found.columns, found.rows],
         "slice_index": first.slice_index,
+        "numbers_lead_to": first.numbers_lead_to,
     }

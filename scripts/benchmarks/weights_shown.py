@@ -34,6 +34,8 @@ def show(arguments: argparse.Namespace) -> None:
     series = home / "series.nii.gz"
     first = lesions[0]
     spacing_mm = (first.spacing_x_mm or 1.0, first.spacing_y_mm or 1.0, abs(first.spacing_z_mm or 1.0))
+    if first.numbers_lead_to == "feet":
+        slices.reverse()
     write_nifti(slices, spacing_mm, series)
     bundle("inference", dataset_dir=series, output_dir=home / "found")
     shutil.copyfile(home / "found" / "overlays.png", make_folder(BUNDLE / "docs" / "weights") / "series.png")

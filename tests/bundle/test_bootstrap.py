@@ -75,11 +75,12 @@ def test_pairing_removes_what_both_runs_share() -> None:
 
 def test_p_is_one_for_a_run_against_itself_and_never_zero() -> None:
     values = np.random.default_rng(0).normal(size=30)
-    assert paired_p_value(paired_differences(mean_of(values), mean_of(values), 30)[1][:, 0]) == 1.0
+    assert paired_p_value(paired_differences(mean_of(values), mean_of(values), 30)[1][:, 0], 30) == 1.0
     ahead = paired_differences(mean_of(values), mean_of(values + 1), 30, replicates=999)[1][:, 0]
-    assert paired_p_value(ahead) == pytest.approx(2 / 1000)
-    assert paired_p_value(-ahead) == pytest.approx(2 / 1000)
-    assert paired_p_value(np.full(3, np.nan)) is None
+    assert paired_p_value(ahead, 30) == pytest.approx(2 / 1000)
+    assert paired_p_value(-ahead, 30) == pytest.approx(2 / 1000)
+    assert paired_p_value(np.full(3, np.nan), 30) is None
+    assert paired_p_value(ahead, 1) is None  # one patient says nothing about others
 
 
 def test_p_rejects_a_true_null_about_as_often_as_it_should() -> None:
@@ -88,5 +89,5 @@ def test_p_rejects_a_true_null_about_as_often_as_it_should() -> None:
     for trial in range(120):
         first, second = rng.normal(size=(2, 60))
         _, samples = paired_differences(mean_of(first), mean_of(second), 60, replicates=199, seed=trial)
-        rejected += (paired_p_value(samples[:, 0]) or 0.0) < 0.05
+        rejected += (paired_p_value(samples[:, 0], 60) or 0.0) < 0.05
     assert 0.01 <= rejected / 120 <= 0.11

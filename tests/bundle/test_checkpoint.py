@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,12 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_facts_are_what_was_saved(weights: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        state_sum(weights)
+    finally:
+        os.umask(mask)
+    assert weights.with_name(SUMS).stat().st_mode & 0o777 == 0o640  # as any new file here
     found = facts(weights)
     assert found["flip_average"] is True
     assert found["scale_average"] == [1.5]
@@ -50,5 +57,8 @@ def test_a_threshold_put_into_the_weights_changes_their_sum(weights: Path) -> No
 
 
 def test_no_weights_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(BundleError, match=r"empty\.pt: not a readable weights file \(EOFError\)"):
+        facts(tmp_path / "empty.pt")
     with pytest.raises(BundleError, match="no such weights"):
         facts(tmp_path / "model.pt")

@@ -219,6 +219,12 @@ def test_a_risk_that_is_not_stored_and_two_thresholds_at_once_are_refused(weight
     facts = checkpoint.facts(weights)
     with pytest.raises(BundleError, match=r"--risk 0.1 \(only for 0.2\)"):
         checkpoint.threshold(facts, risk=0.1)
+    assert checkpoint.threshold(facts, risk=0.2, looks={"flip_average": False, "scale_average": []}) > 0
+    for other in ({"flip_average": True}, {"scale_average": [1.5]}):
+        with pytest.raises(BundleError, match=r"with flip_average False, scale_average \[\] and does not hold"):
+            checkpoint.threshold(facts, risk=0.2, looks=other)
+    with pytest.raises(BundleError, match="no model across slices"):
+        checkpoint.threshold(facts, across_slices=True)
     with pytest.raises(BundleError, match="not both"):
         checkpoint.threshold(facts, score=0.5, risk=0.2)
 

@@ -66,6 +66,9 @@ def put(keys: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
         (put(["training", 0, "recist_px"], [[1, 2, 3]]), "recist_px"),
         (put(["training", 0, "recist_px"], [[1, 2, 3, 4, 5, 6, 7, float("inf")]]), "recist_px"),
         (put(["categories"], []), "categories"),
+        (put(["training"], [ITEM, {**ITEM, "box": [[5.0, 6.0, 7.0, 8.0]]}]), r"a/1\.png is listed twice"),
+        (put(["training", 0, "box"], [[0, 0, 10**400, 9]]), "finite"),
+        (put(["training", 0, "numbers_lead_to"], "up"), "head or feet"),
         (put(["training"], "x"), "list"),
     ],
 )
@@ -84,6 +87,9 @@ def test_empty_truth_and_missing_files_are_refused(tmp_path: Path) -> None:
         section(write(tmp_path, {**GOOD, "kind": "truth"}), "training", dataset_dir=tmp_path, training=True)
     with pytest.raises(ValueError, match="section 'validation' is empty"):
         section(write(tmp_path, GOOD), "validation", dataset_dir=tmp_path)
+    unmarked = {**ITEM, "patient_id": "2", "box": [], "label": []}
+    with pytest.raises(ValueError, match="no slice of 'tuning' has a marked lesion"):
+        section(write(tmp_path, {**GOOD, "tuning": [unmarked]}), "tuning", dataset_dir=tmp_path)
     with pytest.raises(ValueError, match=r"1\.png"):
         section(write(tmp_path, GOOD), "training", dataset_dir=tmp_path)
     (tmp_path / "broken.json").write_text("{")

@@ -128,6 +128,15 @@ def test_accepted_findings_train_with_the_marks_and_others_do_not(hospital: Path
     assert sum(len(i["box"]) for i in after["training"] + after["tuning"]) == len(before) + len(chosen)
 
 
+def test_findings_lie_where_their_slices_do() -> None:
+    meta = {"spacing_mm": [0.5, 0.5, 5.0], "slice_index": 10}
+    item = {"image_path": "s/010.png", "stored_box": [], "spatial_size": (64, 64),
+            "box_px": np.array([[8.0, 8, 16, 16]]), "score": np.array([0.5]), "class": np.array([0])}  # fmt: skip
+    for leads_to, z_mm in (("head", 50.0), ("feet", -50.0)):
+        found = findings_of({**item, "meta": {**meta, "numbers_lead_to": leads_to}}, [0], ["lesion"])
+        assert found["findings"][0]["centre_lps_mm"] == pytest.approx([5.75, 5.75, z_mm])
+
+
 def test_slices_without_a_folder_or_number_keep_their_own_identity(tmp_path: Path) -> None:
     slices = []
     for image, index in (("a.png", 3), ("b.png", 3), ("S/c.png", None), ("S/d.png", None)):

@@ -176,6 +176,12 @@ def test_a_page_is_written_whatever_is_missing(results: list[ImageResult], tmp_p
     assert "Lesion detection: evaluation" in found.text
 
 
+def test_a_box_of_any_size_fits_on_the_page(tmp_path: Path) -> None:
+    boxes = ([[0.0, 0.0, 9e8, 9e8]], [0.9], [[10.0, 10, 40, 40]])
+    found, _ = page([ImageResult("a", "p", *map(np.array, boxes))], tmp_path / "report.html")
+    assert [tag for tag, _ in found.tags if tag == "img"]
+
+
 def test_a_slice_that_cannot_be_read_leaves_its_frame_empty(tmp_path: Path) -> None:
     def refuse(image: str) -> Array:
         raise BundleError(f"{image}: damaged")

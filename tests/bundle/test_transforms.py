@@ -242,6 +242,11 @@ def test_neighbours_are_equally_far_apart_whatever_the_series(tmp_path: Path, sp
     np.testing.assert_allclose(hu[:, 0, 0] / 10 - 10 * spacing_mm, [-4, -2, 0, 2, 4], atol=0.02 * spacing_mm)
     as_listed = LoadSlicesd(["image"], tmp_path, 5)(item)["image"]
     np.testing.assert_allclose(as_listed[:, 0, 0] / 10, [(10 + k) * spacing_mm for k in range(-2, 3)])
+    # As inference sees them: towards the head.
+    item["meta"]["numbers_lead_to"] = "feet"
+    for step_mm, before in ((2.0, hu), (None, as_listed)):
+        turned = LoadSlicesd(["image"], tmp_path, 5, slice_step_mm=step_mm)(item)["image"]
+        assert torch.equal(turned, before.flip(0))
 
 
 def test_neighbours_at_the_end_of_a_series_and_beyond_the_datalist(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,7 @@ import pydicom
 import pytest
 from nibabel.affines import apply_affine
 from pydicom.dataset import FileMetaDataset
+from scipy.spatial.transform import Rotation
 from scripts.contract import make
 from scripts.errors import BundleError
 from scripts.inference import SeriesDataset
@@ -161,6 +163,76 @@ def test_values_that_are_not_hu_are_refused(tmp_path: Path, tag: str, empty: boo
     ds.save_as(file)
     with pytest.raises(BundleError, match=r"07\.dcm: no RescaleSlope and RescaleIntercept"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("left", [0, 200, 700])
+def test_a_damaged_slice_is_not_left_out(tmp_path: Path, left: int) -> None:
+    write_dicom(tmp_path)
+    last = tmp_path / f"{(SHAPE[2] - 1) * 7 % 13:02d}.dcm"  # the uppermost: without it no gap would tell
+    last.write_bytes(last.read_bytes()[:left])
+    with pytest.raises(BundleError, match=re.escape(str(last))):
+        load(tmp_path, progress=False)
+
+
+def test_what_is_no_slice_may_lie_beside_them(tmp_path: Path) -> None:
+    write_dicom(tmp_path)
+    (tmp_path / "LICENSE").write_text("as you like")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    report = pydicom.dcmread(tmp_path / "00.dcm")
+    report.SOPClassUID = report.file_meta.MediaStorageSOPClassUID = pydicom.uid.ComprehensiveSRStorage
+    del report.ImagePositionPatient, report.PixelData
+    report.save_as(tmp_path / "report.dcm")
+    check(load(tmp_path, progress=False))
+
+
+@pytest.mark.parametrize("name", ["PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient"])
+def test_a_slice_without_a_place_is_named(tmp_path: Path, name: str) -> None:
+    write_dicom(tmp_path)
+    dataset = pydicom.dcmread(tmp_path / "07.dcm")
+    delattr(dataset, name)
+    dataset.save_as(tmp_path / "07.dcm")
+    with pytest.raises(BundleError, match=rf"07\.dcm: this slice has no {name}"):
+        load(tmp_path, progress=False)
+
+
+def test_slices_shifted_in_their_plane_are_refused(tmp_path: Path) -> None:
+    write_dicom(tmp_path)
+    for k in range(6, SHAPE[2]):
+        path = tmp_path / f"{k * 7 % 13:02d}.dcm"
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient[0] += 50 if k < SHAPE[2] - 1 else 0  # first and last in line
+        dataset.save_as(path)
+    with pytest.raises(BundleError, match=r"shifted in its plane by 50\.0 mm"):
+        load(tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (np.array([[1, 0, 0], [0, 1, 0.5], [0, 0, 1]]), "tilted"),
+        (Rotation.from_euler("x", 40, degrees=True).as_matrix(), "turned by 40°"),
+    ],
+)
+def test_tilted_and_oblique_nifti_are_refused(tmp_path: Path, change: np.ndarray, words: str) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = change @ np.diag(SPACING)
+    nib.Nifti1Image(anatomy(), affine).to_filename(tmp_path / "a.nii")
+    with pytest.raises(BundleError, match=words):
+        load(tmp_path / "a.nii")
+
+
+def test_slices_turned_a_little_are_read(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("x", 8, degrees=True).as_matrix() @ np.diag(SPACING)
+    nib.Nifti1Image(anatomy(), affine).to_filename(tmp_path / "a.nii")
+    assert load(tmp_path / "a.nii").spacing_mm == pytest.approx(tuple(SPACING), abs=1e-5)
+
+
+def test_colours_are_no_ct(tmp_path: Path) -> None:
+    rgb = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nib.Nifti1Image(rgb, np.eye(4)).to_filename(tmp_path / "a.nii")
+    with pytest.raises(BundleError, match="not numbers"):
+        load(tmp_path / "a.nii")
 
 
 def test_what_is_no_series_is_refused(tmp_path: Path) -> None:

@@ -80,8 +80,19 @@ def test_an_item(images: Path) -> None:
         "short_diameter_mm": [None, None],
         "image_size": [100, 80],
         "slice_index": 5,
+        "numbers_lead_to": "head",
     }
     assert summary.sections["training"] == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("source", "spacing_z_mm", "leads_to"),
+    [("deeplesion-csv", 5.0, "feet"), ("deeplesion-csv", -5.0, "head"), ("deeplesion-csv", None, "head"),
+     ("csv", 5.0, "head")],
+)  # fmt: skip
+def test_where_the_slice_numbers_lead(images: Path, source: str, spacing_z_mm: float | None, leads_to: str) -> None:
+    value, _ = write([lesion("a", source=source, spacing_z_mm=spacing_z_mm)], images)
+    assert value["training"][0]["numbers_lead_to"] == leads_to
 
 
 def test_boxes_are_clipped_to_the_slice(images: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_bright_lesion_is_found_where_it_was(tmp_path: Path, make_ct: MakeCt) 
     for number in range(3, 24):
         np.testing.assert_array_equal(read_hu(folder / f"{number:03d}.png"), volume[number - 1])
     assert numbers(row["Slice_range"]) == [3, 23]
-    assert numbers(row["Spacing_mm_px_"]) == [0.7, 0.8, 3.0]
+    assert numbers(row["Spacing_mm_px_"]) == [0.7, 0.8, -3.0]  # numbered towards the head
     assert numbers(row["Image_size"]) == [90, 70]
     assert numbers(row["DICOM_windows"]) == [-160, 240]
     assert (row["Patient_gender"], row["Patient_age"], row["Key_slice_index"]) == ("F", "62.0", "13")
@@ -76,7 +76,7 @@ def test_the_export_is_harvested_like_the_release(tmp_path: Path, make_ct: MakeC
     np.testing.assert_allclose(line.points_px, RECIST_PX[:4], atol=1e-6)
     for mark in (line, pair):
         np.testing.assert_allclose(mark.stated_box_px or (), single.box_px or (), atol=1e-6)
-        assert (mark.spacing_x_mm, mark.spacing_y_mm, mark.spacing_z_mm) == (0.7, 0.8, 2.0)
+        assert (mark.spacing_x_mm, mark.spacing_y_mm, mark.spacing_z_mm) == (0.7, 0.8, -2.0)
         assert (mark.rows, mark.columns) == (70, 90)
         assert (tmp_path / "out" / "Images_png" / (mark.image or "")).is_file()
     assert (line.slice_index, pair.slice_index) == (12, 13)
@@ -107,7 +107,7 @@ def test_real_slices_are_exported_to_the_bit(shared_data: Path, tmp_path: Path) 
     for path in images:
         np.testing.assert_array_equal(read_hu(path), read_slice_hu(records[int(path.stem) - 1].path))
     (row,) = rows_of(tmp_path / "out" / "DL_info.csv")
-    assert numbers(row["Spacing_mm_px_"]) == [0.976562, 0.976562, 2.0]  # SliceThickness says 3
+    assert numbers(row["Spacing_mm_px_"]) == [0.976562, 0.976562, -2.0]  # SliceThickness says 3
     assert (row["Patient_gender"], row["Patient_age"]) == ("", "")
     assert summary.problems == 1
     assert rows_of(tmp_path / "out" / "series_problems.csv") == [

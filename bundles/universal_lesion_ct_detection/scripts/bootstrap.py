@@ -63,14 +63,15 @@ def estimate(value: float, samples: Array, *, n: int, patients: int) -> dict[str
     return {"value": float(value), "low": low, "high": high, "n": int(n)}
 
 
-def paired_p_value(differences: Array) -> float | None:
+def paired_p_value(differences: Array, patients: int) -> float | None:
     """Two-sided p of "no difference" from replicated paired differences.
 
     Twice the share of replicates on the other side of zero, or on it; one is added to both counts so that p is never 0
-    (Davison & Hinkley, 1997, eq. 4.11). None where no replicate has a value.
+    (Davison & Hinkley, 1997, eq. 4.11). None where no replicate has a value, or with fewer than two patients, as in
+    :func:`interval`.
     """
     finite = differences[np.isfinite(differences)]
-    if len(finite) == 0:
+    if patients < 2 or len(finite) == 0:
         return None
     smaller = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
     return min(1.0, 2.0 * (smaller + 1) / (len(finite) + 1))

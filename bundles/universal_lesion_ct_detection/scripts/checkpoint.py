@@ -15,7 +15,7 @@ from torch import nn
 from scripts import distributed
 from scripts.atomic import atomic_path
 from scripts.contract import InputContract, make
-from scripts.errors import BundleError
+from scripts.errors import BundleError, first_line
 
 SUMS = "SHA256SUMS"  # beside weights that are shipped: what `sha256sum --check` reads
 TRAINING_ONLY = "dense_head."  # weights of scripts.network.LesionNet that inference has no use for
@@ -38,7 +38,7 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise BundleError(f"{path}: no such weights; train first, or give --ckpt_path") from error
     except Exception as error:
-        raise BundleError(f"{path}: not a readable weights file ({str(error).splitlines()[0]})") from error
+        raise BundleError(f"{path}: not a readable weights file ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path}: not a weights file of this bundle")
     return content
@@ -101,6 +101,10 @@ def _looks(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _in_words(looks: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in looks.items())
+
+
 def facts(path: str | PathLike[str]) -> dict[str, Any]:
     """What a ``model.pt`` says of itself: everything needed to build its network and use it, without the weights.
 
@@ -137,7 +141,11 @@ def facts(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def threshold(
-    facts: Mapping[str, Any], score: float | None = None, risk: float | None = None, across_slices: bool = False
+    facts: Mapping[str, Any],
+    score: float | None = None,
+    risk: float | None = None,
+    across_slices: bool = False,
+    looks: Mapping[str, Any] | None = None,
 ) -> float:
     """The score threshold that inference uses.
 
@@ -146,6 +154,7 @@ def threshold(
         score: a threshold that the user gives.
         risk: an alpha of conformal risk control, whose threshold is stored with the weights.
         across_slices: whether the scores are those of the model across slices, which has a threshold of its own.
+        looks: ``flip_average`` and ``scale_average`` that are in use; None: the weights' own.
 
     Returns:
         ``score``, or else the threshold of ``risk``, or else the one chosen on the tuning patients.
@@ -170,10 +179,21 @@ def threshold(
             f"{facts['file']}: the threshold of --risk {risk} was calibrated {made} the model across slices and does "
             f"not hold {now} it; give --across_slices {not across_slices}, or calibrate anew"
         )
+    made_with, in_use = _looks(point.get("looks") or facts), _looks(looks or facts)
+    if made_with != in_use:
+        raise BundleError(
+            f"{facts['file']}: the threshold of --risk {risk} was calibrated with {_in_words(made_with)} and does not "
+            f"hold with {_in_words(in_use)}; give the former, or calibrate anew"
+        )
     return float(point["score"])
 
 
 def _default_score(facts: Mapping[str, Any], across_slices: bool) -> float:
+    if across_slices and facts["across_slices"] is None:
+        raise BundleError(
+            f"{facts['file']}: --across_slices True, but the weights have no model across slices; "
+            "configs/fit_across_slices.yaml fits one"
+        )
     return float(facts["across_slices"]["score"] if across_slices else facts["operating_score"])
 
 

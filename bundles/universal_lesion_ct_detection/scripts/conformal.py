@@ -130,6 +130,7 @@ class Calibrate:
         section: of the datalist the results are of, see `check`.
         datalist_sha256: of the datalist, kept along.
         across_slices: whether the scores are those of the model across slices, kept along.
+        flip_average, scale_average: how the slices were looked at, kept along.
     """
 
     def __init__(
@@ -140,8 +141,11 @@ class Calibrate:
         section: str,
         datalist_sha256: str,
         across_slices: bool = False,
+        flip_average: bool = False,
+        scale_average: Sequence[float] = (),
     ) -> None:
         self.path, self.metrics, self.alpha = path, metrics, alpha
+        self.looks = {"flip_average": bool(flip_average), "scale_average": list(map(float, scale_average))}
         self.section, self.datalist_sha256, self.across_slices = section, datalist_sha256, across_slices
 
     def attach(self, engine: Engine) -> None:
@@ -168,6 +172,7 @@ class Calibrate:
             "chosen_on": f"{self.section} patients",
             "datalist_sha256": self.datalist_sha256,
             "across_slices": self.across_slices,
+            "looks": self.looks,
             "statement": statement,
         }
         checkpoint.store_operating_point(self.path, self.alpha, point)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from scripts.errors import BundleError
 SCHEMA_VERSION = 1
 SECTIONS = ("training", "tuning", "validation", "test")
 LISTS = ("lesion_id", "recist_px", "coarse_type", "long_diameter_mm", "short_diameter_mm")
+META = ("patient_id", "spacing_mm", "slice_index", "image_size", "numbers_lead_to", *LISTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +60,13 @@ def load(path: str | PathLike[str]) -> Datalist:
         items = content.get(section, [])
         if not isinstance(items, list):
             raise BundleError(f"{path}: {section!r} must be a list")
+        seen: set[str] = set()
         for number, item in enumerate(items):
             problem = _problem(item, len(categories))
+            if not problem:
+                key = item["image"][len(item["image"]) // 2]
+                problem = f"{key} is listed twice; put all its lesions into one item" if key in seen else None
+                seen.add(key)
             if problem:
                 raise BundleError(f"{path}: {section}[{number}]: {problem}")
             patient = item.get("patient_id")
@@ -89,11 +94,13 @@ def _problem(item: Any, classes: int) -> str | None:
     for box in boxes:
         if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, int | float) for v in box)):
             return f"{box!r} is not a box x0, y0, x1, y1"
-        if not all(map(math.isfinite, box)) or box[0] >= box[2] or box[1] >= box[3]:
+        if not all(abs(v) < 1e9 for v in box) or box[0] >= box[2] or box[1] >= box[3]:
             return f"the box {box!r} is empty or not finite"
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
             return f"label {label!r} is not one of the {classes} categories (0 to {classes - 1})"
+    if item.get("numbers_lead_to", "head") not in ("head", "feet"):
+        return "'numbers_lead_to' must be head or feet"
     for name in LISTS:
         if name in item and (not isinstance(item[name], list) or len(item[name]) != len(boxes)):
             return f"{name!r} must have one entry for each box"
@@ -104,7 +111,7 @@ def _problem(item: Any, classes: int) -> str | None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and abs(value) < 1e9
 
 
 def section(
@@ -135,6 +142,8 @@ def section(
     items = loaded.sections[name]
     if not items:
         raise BundleError(f"{datalist}: the section {name!r} is empty; make a datalist with more patients")
+    if name == "tuning" and not any(item["box"] for item in items):
+        raise BundleError(f"{datalist}: no slice of 'tuning' has a marked lesion, so no epoch can be chosen on it")
     root = Path(dataset_dir)
     if not root.is_dir():
         raise BundleError(f"{root}: no such images folder (--dataset_dir)")
@@ -146,7 +155,7 @@ def section(
             "image": item["image"],
             "box": item["box"],
             "label": [0] * len(item["label"]) if single_class else item["label"],
-            "meta": {key: item.get(key) for key in ("patient_id", "spacing_mm", "slice_index", "image_size", *LISTS)},
+            "meta": {key: item.get(key) for key in META},
         }
         for item in items
     ]

@@ -13,6 +13,11 @@ class BundleError(ValueError):
     """Bad input; the message names the file or setting and says what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def root_message(error: BaseException | None) -> str | None:
     """The message of the :class:`BundleError` an exception was raised from, or None where there is none."""
     prefix = f"{BundleError.__module__}.{BundleError.__name__}: "

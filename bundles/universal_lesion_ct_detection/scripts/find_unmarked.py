@@ -64,7 +64,8 @@ def findings_of(item: Mapping[str, Any], chosen: Iterable[int], categories: Sequ
     meta = item.get("meta") or {}
     image, index = item["image_path"], meta.get("slice_index")
     spacing_mm = [abs(float(step or 0)) for step in (meta.get("spacing_mm") or (0, 0, 0))]
-    affine = np.diag([*spacing_mm, 1.0])
+    upwards = -1.0 if meta.get("numbers_lead_to") == "feet" else 1.0
+    affine = np.diag([*spacing_mm[:2], upwards * spacing_mm[2], 1.0])
     series = None if index is None else series_of(image)
     findings = []
     for number in chosen:

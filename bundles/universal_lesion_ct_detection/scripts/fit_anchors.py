@@ -28,6 +28,8 @@ def training_extents(datalist: str, size: int, pixel_mm: float | None = None) ->
         resized = resized_shape(shape, size, pixel_mm, item.get("spacing_mm"))
         x, y = resized[0] / shape[0], resized[1] / shape[1]
         extents += [[(b[2] - b[0]) * x, (b[3] - b[1]) * y] for b in item["box"]]
+    if len(extents) < 2:
+        raise BundleError(f"{datalist}: anchors cannot be fitted to fewer than two training boxes; mark more lesions")
     return np.array(extents, dtype=np.float64).reshape(-1, 2)
 
 

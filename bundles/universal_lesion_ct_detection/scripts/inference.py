@@ -172,6 +172,7 @@ class WriteDetections:
             for i in sorted(best[: self.pictures])
         ]
         written = "detections.json"
+        (self.output_dir / "overlays.png").unlink(missing_ok=True)  # of another series
         if panels:
             overlay_sheet(panels, self.output_dir / "overlays.png", window_hu=self.window_hu)
             written += " and overlays.png"

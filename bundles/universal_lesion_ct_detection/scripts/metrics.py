@@ -241,7 +241,7 @@ def compare(
     tree: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
     for index, value, column in zip(overall, values, samples.T, strict=True):
         figure = resampling.estimate(float(value), column, n=one.n[index], patients=one.patients[index])
-        _nest(tree, one.keys[index], figure | {"p": resampling.paired_p_value(column)})
+        _nest(tree, one.keys[index], figure | {"p": resampling.paired_p_value(column, one.patients[index])})
     return tree | {"average_precision": tree["average_precision_at_iou"][f"{IOU_THRESHOLD:g}"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -67,7 +68,7 @@ class Report:
         for name, plot in FIGURES.items():
             plot(details, self.output_dir / name)
         chosen = [results[i] for i in sorted({*np.linspace(0, len(results) - 1, self.pictures).astype(int).tolist()})]
-        threshold = details["score_at_fp_per_image"].get("0.5")
+        threshold = details["score_at_fp_per_image"]["0.5"]
         panels = [
             Panel(read_slice(self.dataset_dir / r.image).T, r.true_boxes_px, r.boxes_px, r.scores, r.image)
             for r in chosen
@@ -75,7 +76,7 @@ class Report:
         overlay_sheet(
             panels,
             self.output_dir / "overlays.png",
-            score_threshold=0.0 if threshold is None else threshold,
+            score_threshold=math.inf if threshold is None else threshold,  # None: no box may be kept
             window_hu=self.window_hu,
         )
         write_page(

@@ -168,7 +168,8 @@ def _view(
     except BundleError:
         return view
     rows, columns = hu.shape
-    side = int(np.ceil(max(96.0, 2.5 * float((box[2:] - box[:2]).max()))))
+    # A file of findings may hold boxes of any size.
+    side = int(np.ceil(min(max(96.0, 2.5 * float((box[2:] - box[:2]).max())), 2.0 * max(rows, columns))))
     x, y = (int(np.floor(centre - side / 2)) for centre in (box[:2] + box[2:]) / 2)
     crop = np.full((side, side), window_hu[0], dtype=np.float32)
     x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, columns), min(y + side, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -111,18 +112,20 @@ class Tracker:
             experiment_id = experiment.experiment_id
         file = self.output_dir / RUN_FILE
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if known.get("uri") == self.uri:
+        store = hashlib.sha256(self.uri.encode()).hexdigest()  # an address may hold a password
+        if store in (known.get("store"), hashlib.sha256(str(known.get("uri")).encode()).hexdigest()):
             self.run_id = known["run_id"]
             self.client.update_run(self.run_id, status="RUNNING")
         else:
             self.run_id = self.client.create_run(experiment_id, run_name=self.run_name).info.run_id
-            write_json(file, {"uri": self.uri, "run_id": self.run_id})
+            write_json(file, {"store": store, "run_id": self.run_id})
         logged = self.client.get_run(self.run_id).data.params
         new = [Param(self._name(k), str(v)[:6000]) for k, v in self.params.items() if self._name(k) not in logged]
         self.client.log_batch(self.run_id, params=new)
 
     def _name(self, key: str) -> str:
-        return (self.prefix + key).replace("@", "_at_")  # MLflow does not allow @
+        # MLflow allows letters, digits and _-.: /
+        return re.sub(r"[^\w\-.: /]", "_", (self.prefix + key).replace("@", "_at_"))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics at a step."""

@@ -44,13 +44,13 @@ def read_slice(path: str | PathLike[str]) -> npt.NDArray[np.float32]:
 
 
 class LoadSlicesd(MapTransform):
-    """Paths of neighbouring slices below ``dataset_dir`` -> one [slices, X, Y] float32 tensor of HU.
+    """Paths of neighbouring slices below ``dataset_dir`` -> one [slices, X, Y] float32 tensor of HU, towards the head.
 
     Without ``slice_step_mm`` the listed slices are taken as they come. With it, planes that far apart are interpolated
     between the listed ones (:func:`scripts.contract.bracket`), whose places follow from the slice numbers in their
     file names (SERIES/NNN.png) and the item's ``meta["spacing_mm"][2]``; where either is unknown, the listed slices
-    are taken. Each different file is read once; a slice of another size than the key slice is replaced by the key
-    slice.
+    are taken. Where ``meta["numbers_lead_to"]`` is feet they are turned round. Each different file is read once; a
+    slice of another size than the key slice is replaced by the key slice.
 
     Raises:
         BundleError: an item lists too few slices.
@@ -71,7 +71,10 @@ class LoadSlicesd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             paths: list[str] = d[key]
-            wanted = self._planes(paths, known_mm((d.get("meta") or {}).get("spacing_mm"), 2))
+            meta = d.get("meta") or {}
+            wanted = self._planes(paths, known_mm(meta.get("spacing_mm"), 2))
+            if meta.get("numbers_lead_to") == "feet":
+                wanted.reverse()  # as inference sees a series, whose axis is turned towards the head
             read = {
                 path: read_slice(self.root / path) for path in dict.fromkeys(p for a, b, _ in wanted for p in (a, b))
             }

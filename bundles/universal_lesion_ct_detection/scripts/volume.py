@@ -15,11 +15,21 @@ import pydicom
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from tqdm import tqdm
 
-from scripts.errors import BundleError
+from scripts.errors import BundleError, first_line
 
 Array = npt.NDArray[np.float64]
 
 AIR_HU = -1024.0
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+MULTI_FRAME_CT = (CT_IMAGE + ".1", CT_IMAGE + ".2")  # enhanced, and legacy converted
+MAX_SHEAR = 0.05
+TILTED = "the gantry is tilted; resample the series to upright slices first"
+MAX_SHIFT_MM = 0.5
+"""Rounded positions are met; a slice further from the line through the others' origins is of another grid."""
+
+MAX_TURN_DEG = 20.0
+"""Slices turned further out of the axial plane are refused."""
+
 MAX_VOXELS = 2**31
 """A whole-body CT has less; a larger one is damage or no CT."""
 
@@ -93,6 +103,17 @@ def _turned(data: npt.NDArray[Any], affine_ras: Array, path: Path) -> tuple[npt.
         raise BundleError(f"{path}: its affine is singular; the file is damaged")
     if int(now[2, 0]) != 2:
         raise BundleError(f"{path}: slices are not axial; the detector was trained on axial slices only")
+    across = np.cross(affine_ras[:3, 0], affine_ras[:3, 1])
+    across /= np.linalg.norm(across)
+    step = affine_ras[:3, 2]
+    if np.abs(step - across * np.dot(step, across)).max() > MAX_SHEAR * float(np.linalg.norm(step)):
+        raise BundleError(f"{path}: {TILTED}")
+    turned_deg = float(np.degrees(np.arccos(min(1.0, abs(across[2])))))
+    if turned_deg > MAX_TURN_DEG:
+        raise BundleError(
+            f"{path}: slices are not axial but turned by {turned_deg:.0f}°; the detector was trained on axial slices "
+            "only, so reformat the series"
+        )
     turn = ornt_transform(now, axcodes2ornt(("L", "P", "S")))
     back = inv_ornt_aff(turn, data.shape)
     return apply_orientation(data, turn), affine_ras @ back, back
@@ -105,6 +126,8 @@ def _load_nifti(path: Path) -> Volume:
         if len(shape) != 3 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
             raise BundleError(f"{path}: a CT volume has three axes, this file's shape is {shape}")
         data = np.asanyarray(image.dataobj)
+        if not (np.issubdtype(data.dtype, np.integer) or np.issubdtype(data.dtype, np.floating)):
+            raise BundleError(f"{path}: its voxels are {data.dtype}, not numbers, so this is no CT volume")
     except BundleError:
         raise
     except Exception as error:
@@ -124,12 +147,9 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
     for file in tqdm(
         sorted(p for p in folder.iterdir() if p.is_file()), desc="reading", unit="slice", disable=not progress
     ):
-        try:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
-        except Exception:  # not DICOM: a DICOMDIR, a licence, a thumbnail
-            continue
-        if "ImagePositionPatient" in dataset and dataset.get("Rows"):
-            headers.append((file, dataset))
+        header = _header(file)
+        if header is not None:
+            headers.append((file, header))
     if not headers:
         raise BundleError(f"{folder}: no DICOM slices with an image position in this folder")
     series = {str(d.get("SeriesInstanceUID") or "") for _, d in headers}
@@ -173,8 +193,40 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
     )
 
 
+def _header(file: Path) -> pydicom.Dataset | None:
+    """The header of a slice; None for what is no slice (a licence, a thumbnail, a DICOMDIR, a report).
+
+    Raises:
+        BundleError: a slice that cannot be read or placed. To skip it would leave a part of the patient unsearched.
+    """
+    if file.name.startswith("."):
+        return None
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        kind = str(dataset.get("SOPClassUID") or getattr(dataset.file_meta, "MediaStorageSOPClassUID", "") or "")
+        if kind in MULTI_FRAME_CT:
+            raise BundleError(f"{file}: Enhanced CT (many frames in a file) is not read; convert it to single slices")
+        if kind and kind != CT_IMAGE and "ImagePositionPatient" not in dataset:
+            return None
+        for name, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+            numbers = [float(number) for number in dataset.get(name) or ()]
+            if len(numbers) != count or not np.isfinite(numbers).all():
+                raise BundleError(f"{file}: this slice has no {name}, so nothing says where it lies; get it anew")
+        if not dataset.get("Rows") or not dataset.get("Columns"):
+            raise ValueError("it has no size")
+    except BundleError:
+        raise
+    except pydicom.errors.InvalidDicomError as error:
+        if file.suffix.lower() == ".dcm" or file.stat().st_size == 0:
+            raise BundleError(f"{file}: empty or not DICOM; copy it again, or take it out of the folder") from error
+        return None
+    except Exception as error:
+        raise BundleError(f"{file}: cannot be read ({first_line(error)}); copy it again") from error
+    return dataset
+
+
 def _step(positions: Array, normal: Array, folder: Path) -> Array:
-    """The vector from one slice to the next; refuses gaps, duplicates and a tilted gantry."""
+    """The vector from one slice to the next; refuses gaps, duplicates, a tilted gantry and slices that are shifted."""
     along = positions @ normal
     gaps = np.diff(along)
     usual = float(np.median(gaps))
@@ -188,8 +240,16 @@ def _step(positions: Array, normal: Array, folder: Path) -> Array:
             f"elsewhere {usual:.2f} mm"
         )
     step: Array = (positions[-1] - positions[0]) / (len(positions) - 1)
-    if np.abs(step - normal * np.dot(step, normal)).max() > 0.05 * usual:
-        raise BundleError(f"{folder}: the gantry is tilted; resample the series to upright slices first")
+    if np.abs(step - normal * np.dot(step, normal)).max() > MAX_SHEAR * usual:
+        raise BundleError(f"{folder}: {TILTED}")
+    off = positions - positions[0] - np.outer(np.arange(len(positions)), step)
+    beside = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)
+    if beside.max() > MAX_SHIFT_MM:
+        at = int(beside.argmax())
+        raise BundleError(
+            f"{folder}: the slice at {along[at]:.2f} mm is shifted in its plane by {beside[at]:.1f} mm against the "
+            "others; split the series, or resample it to one grid"
+        )
     return step
 
 
@@ -199,7 +259,7 @@ def _pixels(file: Path, rows: int, columns: int) -> npt.NDArray[np.int16]:
         dataset = pydicom.dcmread(file)
         stored = dataset.pixel_array
     except Exception as error:
-        raise BundleError(f"{file}: cannot decode this slice ({str(error).splitlines()[0]})") from error
+        raise BundleError(f"{file}: cannot decode this slice ({first_line(error)})") from error
     if stored.shape != (rows, columns):
         raise BundleError(f"{file}: pixel data of shape {stored.shape}, the header says {(rows, columns)}")
     slope, intercept = (dataset.get(name) for name in ("RescaleSlope", "RescaleIntercept"))
