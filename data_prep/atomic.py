@@ -19,11 +19,11 @@ PRIVATE = 0o600
 
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str], *, mode: int = 0o644) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str], *, mode: int = 0o644, keep_mode: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it onto ``target`` when the block ends well.
 
     The temporary name ends in ``.part`` followed by the target's suffix, so writers that look at the suffix work.
-    ``mode`` is a new file's; a file that is there keeps its own. On any exception the temporary file is removed and
+    With ``keep_mode`` a file that is there keeps its own mode. On any exception the temporary file is removed and
     ``target`` is left as it was.
 
     Raises:
@@ -37,7 +37,7 @@ def atomic_path(target: str | os.PathLike[str], *, mode: int = 0o644) -> Iterato
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else mode)
+        os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if keep_mode and target.exists() else mode)
         os.replace(temporary, target)
     except OSError as error:
         raise DataPrepError(f"{target}: cannot write ({error.strerror or error}); nothing was changed") from error

@@ -222,7 +222,7 @@ def read_table(path: str | PathLike[str], schema: pa.Schema) -> pa.Table:
 
 def write_table(table: pa.Table, path: str | PathLike[str]) -> None:
     """Write a Parquet file atomically."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, keep_mode=True) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 

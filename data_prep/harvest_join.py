@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ from data_prep.lesion import LESION_SCHEMA, Lesion
 from data_prep.merge import merge
 from data_prep.readers import Rejection
 from data_prep.release_lesions import is_release_row, release_lesions
-from data_prep.review import review_states
+from data_prep.review import Reviews
 from data_prep.splits import Patients
 
 if TYPE_CHECKING:
@@ -113,10 +113,10 @@ def join(
     buckets = _buckets(keys)
     result.duplicates = int((buckets < 0).sum())
     seen: set[str] = set()
-    reviews = review_states(out / "lesions.parquet")
+    reviews = Reviews(out / "lesions.parquet")
     with (
-        atomic_path(out / "bookmarks.parquet", mode=PRIVATE) as bookmarks_path,
-        atomic_path(out / "lesions.parquet", mode=PRIVATE) as lesions_path,
+        atomic_path(out / "bookmarks.parquet", mode=PRIVATE, keep_mode=True) as bookmarks_path,
+        atomic_path(out / "lesions.parquet", mode=PRIVATE, keep_mode=True) as lesions_path,
         pq.ParquetWriter(bookmarks_path, BOOKMARK_SCHEMA, **_STORED) as bookmarks_file,
         pq.ParquetWriter(lesions_path, LESION_SCHEMA, **_STORED) as lesions_file,
         ThreadPoolExecutor(1) as writer,  # Arrow compresses one bucket while Python merges the next
@@ -125,7 +125,7 @@ def join(
 
         def finish(bucket: _Bucket) -> None:
             marks, lesions = _complete(bucket, patients, image_exists, result)
-            lesions = _reviewed(lesions, reviews, result)
+            lesions = _reviewed(lesions, reviews)
             for before in written:
                 before.result()
             written[:] = [
@@ -145,16 +145,15 @@ def join(
         for last in written:
             last.result()
     result.patients = len(seen)
-    result.reviews_gone = len(reviews) - result.reviews_kept
+    result.reviews_kept, result.reviews_gone = len(reviews) - reviews.gone, reviews.gone
     return result
 
 
-def _reviewed(lesions: pa.Table, reviews: Mapping[str, str], result: Joined) -> pa.Table:
+def _reviewed(lesions: pa.Table, reviews: Reviews) -> pa.Table:
     """The lesions with the states that a person gave them before."""
     if not reviews:
         return lesions
-    known = [reviews.get(key) for key in lesions["lesion_id"].to_pylist()]
-    result.reviews_kept += len(known) - known.count(None)
+    known = [reviews.of(ids) for ids in lesions["bookmark_ids"].to_pylist()]
     at = lesions.schema.get_field_index("review")
     states = pc.coalesce(pa.array(known, pa.string()), lesions["review"])
     return lesions.set_column(at, lesions.schema.field(at), states)
@@ -283,8 +282,12 @@ def _begin(table: pa.Table, find_image: FindImage | None, pool: Executor | None,
         if image is not None:
             in_dicom.add(mark.image_uid)
             mark = _with_image_facts(mark, image)
-        if _outside(mark):
+        reason = None
+        if image is not None and image.frame_count > 1 and mark.frame_number is None:
+            reason = f"the mark names none of the {image.frame_count} frames of its image, so it is on no slice"
+        elif _outside(mark):
             reason = "the mark lies wholly outside its image"
+        if reason is not None:
             result.rejections.append(Rejection(mark.source_file, f"bookmark {mark.bookmark_id}", reason))
         else:
             others.append(mark)

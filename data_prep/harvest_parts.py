@@ -95,7 +95,8 @@ def find_files(sources: Sequence[Path], leave_out: Path) -> tuple[list[SourceFil
     for source in sources:
         if not source.exists():
             raise DataPrepError(f"{source}: no such file or folder")
-        for path in _walk(source, leave_out.resolve()) if source.is_dir() else [source]:
+        unlisted: list[OSError] = []
+        for path in _walk(source, leave_out.resolve(), unlisted) if source.is_dir() else [source]:
             name = path.as_posix().encode("utf-8", "backslashreplace").decode()
             try:
                 facts = path.stat()
@@ -108,11 +109,14 @@ def find_files(sources: Sequence[Path], leave_out: Path) -> tuple[list[SourceFil
                 refused.append(Rejection(name, "", "not a regular file"))
             else:
                 files.setdefault(name, SourceFile(name, facts.st_size, facts.st_mtime_ns))
+        for problem in unlisted:
+            name = Path(problem.filename or source).as_posix().encode("utf-8", "backslashreplace").decode()
+            refused.append(Rejection(name, "", f"this folder cannot be listed ({problem.strerror})"))
     return [files[name] for name in sorted(files)], refused
 
 
-def _walk(folder: Path, leave_out: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
+def _walk(folder: Path, leave_out: Path, unlisted: list[OSError]) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder, onerror=unlisted.append):
         folders[:] = [name for name in folders if (Path(root) / name).resolve() != leave_out]
         yield from (Path(root) / name for name in names)
 

@@ -27,13 +27,44 @@ def read_ids(path: Path) -> list[str]:
     return [text for line in lines if (text := line.split("#", 1)[0].strip())]
 
 
-def review_states(lesions: Path) -> dict[str, str]:
-    """lesion_id -> "accepted" or "rejected", of those that a person has reviewed; empty where there is no such file."""
-    try:
-        table = pq.read_table(lesions, columns=["lesion_id", "review"], filters=pc.field("review") != "unreviewed")
-    except (OSError, pa.ArrowException):
-        return {}
-    return dict(zip(table["lesion_id"].to_pylist(), table["review"].to_pylist(), strict=True))
+class Reviews:
+    """What a person has said about the lesions of an earlier harvest; nothing where there is none.
+
+    A lesion is known by its bookmarks: where another mark has joined them since, what was said of it still holds.
+
+    Args:
+        lesions: its ``lesions.parquet``.
+    """
+
+    def __init__(self, lesions: Path) -> None:
+        self._states: list[tuple[frozenset[str], str]] = []
+        self._of_bookmark: dict[str, int] = {}
+        self._kept: set[int] = set()
+        reviewed = pc.field("review") != "unreviewed"
+        try:
+            table = pq.read_table(lesions, columns=["bookmark_ids", "review"], filters=reviewed)
+        except (OSError, pa.ArrowException):
+            return
+        for ids, state in zip(table["bookmark_ids"].to_pylist(), table["review"].to_pylist(), strict=True):
+            self._of_bookmark |= dict.fromkeys(ids, len(self._states))
+            self._states.append((frozenset(ids), state))
+
+    def __len__(self) -> int:
+        """The number of reviewed lesions."""
+        return len(self._states)
+
+    def of(self, bookmark_ids: Iterable[str]) -> str | None:
+        """The state of a lesion with these bookmarks; rejected where any that has become part of it was rejected."""
+        ids = set(bookmark_ids)
+        numbers = {self._of_bookmark[one] for one in ids if one in self._of_bookmark}
+        whole = [number for number in numbers if self._states[number][0] <= ids]
+        self._kept.update(whole)
+        return max((self._states[number][1] for number in whole), default=None)  # "rejected" > "accepted"
+
+    @property
+    def gone(self) -> int:
+        """How many reviewed lesions no lesion was asked for that holds their bookmarks."""
+        return len(self._states) - len(self._kept)
 
 
 def review(lesions: Path, *, accept: Iterable[str] = (), reject: Iterable[str] = ()) -> tuple[int, int]:

@@ -122,6 +122,10 @@ def export(
     all_lesions = read_lesions(lesions)
     out = make_folder(out)
     export_key = _load_key(out, None if key is None else Path(key))
+    if cache is not None and Path(cache).resolve().is_relative_to(out.resolve()):
+        raise DataPrepError(
+            f"{cache}: the index holds patients' IDs and must not lie in the export; name a place beside it"
+        )
     index = ImageIndex.build(dicom, cache=None if cache is None else Path(cache), workers=workers, progress=progress)
 
     plan = _plan(all_lesions, index, margin_mm)
@@ -192,7 +196,7 @@ def _plan(lesions: Sequence[Lesion], index: ImageIndex, margin_mm: float) -> _Pl
     found: list[tuple[Lesion, ImageRecord]] = []
     for lesion in lesions:
         record = index.find(lesion.image_uid, lesion.frame_number) if lesion.image_uid else None
-        reason = _refusal(lesion, record)
+        reason = _refusal(lesion, record, bool(lesion.image_uid) and index.is_shared(lesion.image_uid or ""))
         if reason is not None:
             plan.refused[lesion.lesion_id] = reason
         elif record is not None:
@@ -218,7 +222,7 @@ def _plan(lesions: Sequence[Lesion], index: ImageIndex, margin_mm: float) -> _Pl
     return plan
 
 
-def _refusal(lesion: Lesion, record: ImageRecord | None) -> str | None:
+def _refusal(lesion: Lesion, record: ImageRecord | None, uid_is_shared: bool) -> str | None:
     """Why a lesion is not exported, in words that quote nothing of the patient."""
     if lesion.review == "rejected":
         return "rejected in review"
@@ -230,8 +234,12 @@ def _refusal(lesion: Lesion, record: ImageRecord | None) -> str | None:
         return "a box without measured diameters, for which DL_info.csv has no place"
     if not lesion.image_uid:
         return "no image UID: nothing says which DICOM image it is on"
+    if uid_is_shared:
+        return "images of several patients or studies bear the UID of its image"
     if record is None:
         return "its image is not in the DICOM folder"
+    if record.frame_count > 1 and lesion.frame_number is None:
+        return "it names no frame of its multi-frame image"
     if record.modality != "CT" and record.sop_class_uid not in CT_SOP_CLASSES:
         return f"not a CT image ({known_modality(record.modality)}): its pixels are not Hounsfield units"
     if clip_box(lesion.box_px, record.columns, record.rows) is None:

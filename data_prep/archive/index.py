@@ -71,10 +71,13 @@ class ImageIndex:
         self.series = group_series(((file.path, image) for file in files for image in file.images), folder)
         self._series = {report.key: report for report in self.series}
         self._records: dict[tuple[str, int], ImageRecord] = {}
+        self._shared: set[str] = set()
         for report in self.series:
             for record in report.records:
                 if record.sop_instance_uid:
-                    self._records.setdefault((record.sop_instance_uid, record.frame_number), record)
+                    known = self._records.setdefault((record.sop_instance_uid, record.frame_number), record)
+                    if (known.patient_id, known.study_uid) != (record.patient_id, record.study_uid):
+                        self._shared.add(record.sop_instance_uid)
 
     @classmethod
     def build(
@@ -99,7 +102,8 @@ class ImageIndex:
         known = {} if cache is None else _read_cache(cache)
         files: list[_File] = []
         to_read: list[tuple[str, int, int]] = []
-        for path, size, mtime_ns in _walk(folder):
+        unread: list[_File] = []
+        for path, size, mtime_ns in _walk(folder, unread):
             file = known.get(path)
             if file is not None and (file.size, file.mtime_ns) == (size, mtime_ns):
                 files.append(file)
@@ -112,7 +116,7 @@ class ImageIndex:
                 bar.update()
         if cache is not None and (to_read or len(files) != len(known)):
             _write_cache(files, cache)
-        return cls(folder, files, files_read=len(to_read))
+        return cls(folder, [*files, *unread], files_read=len(to_read))
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], cache: Path) -> ImageIndex:
@@ -126,10 +130,14 @@ class ImageIndex:
     def find(self, sop_instance_uid: str, frame_number: int | None = None) -> ImageRecord | None:
         """The image with this SOP instance UID, or None.
 
+        A UID that images of several patients or studies bear (badly anonymised archives) finds none of them.
+
         Args:
             sop_instance_uid: as a report refers to it.
             frame_number: 1-based; None is the first frame.
         """
+        if sop_instance_uid in self._shared:
+            return None
         record = self._records.get((sop_instance_uid, frame_number or 1))
         if record is not None or not frame_number:
             return record
@@ -138,14 +146,23 @@ class ImageIndex:
             return None
         return frame_of(first, frame_number)
 
+    def is_shared(self, sop_instance_uid: str) -> bool:
+        """Whether images of several patients or studies bear this UID, so that it names none of them."""
+        return sop_instance_uid in self._shared
+
     def series_of(self, record: ImageRecord) -> SeriesReport:
         """The series an image is in."""
         return self._series[record.series_key]
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """(path below the folder, size, time of change) of every file, in a stable order."""
-    for root, folders, names in os.walk(folder):
+def _walk(folder: Path, unread: list[_File]) -> Iterator[tuple[str, int, int]]:
+    """(path below the folder, size, time of change) of every file, in a stable order; what cannot be read is listed."""
+
+    def unlisted(error: OSError) -> None:
+        name = os.path.relpath(error.filename or folder, folder).encode("utf-8", "backslashreplace").decode()
+        unread.append(_File(name, 0, 0, f"this folder cannot be listed ({error.strerror})", ()))
+
+    for root, folders, names in os.walk(folder, onerror=unlisted):
         folders.sort()
         for name in sorted(names):
             path = Path(root) / name
@@ -153,7 +170,10 @@ def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
                 facts = path.stat()
                 relative = path.relative_to(folder).as_posix()
                 relative.encode()  # a name that is no text cannot be kept in the cache
-            except (OSError, UnicodeEncodeError):
+            except (OSError, UnicodeEncodeError) as error:
+                name = os.path.relpath(path, folder).encode("utf-8", "backslashreplace").decode()
+                reason = error.strerror if isinstance(error, OSError) else "its name is not text; rename it"
+                unread.append(_File(name, 0, 0, f"cannot be read ({reason})", ()))
                 continue
             yield relative, facts.st_size, facts.st_mtime_ns
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -157,14 +157,28 @@ Reference = tuple[str, int | None]
 """SOP Instance UID and 1-based frame number (None: the only frame)."""
 
 
+def frames_of(images: ImageLookup, reference: Reference) -> Iterator[tuple[Reference, ImageGeometry]]:
+    """The image that is referred to; of a multi-frame image without a frame number all frames (PS3.3 10.3)."""
+    uid, number = reference
+    image = images.find(uid, number)
+    if image is None:
+        return
+    if number is not None or image.frame_count == 1:
+        yield reference, image
+        return
+    for frame_number in range(1, image.frame_count + 1):
+        frame = images.find(uid, frame_number)
+        if frame is not None:
+            yield (uid, frame_number), frame
+
+
 def nearest_image(
     images: ImageLookup, candidates: Iterable[Reference], point_lps_mm: npt.ArrayLike
 ) -> Reference | None:
     """Of the images named, the one in whose plane (within half a slice) a point lies nearest; None: there is none."""
     best: tuple[float, Reference] | None = None
-    for reference in candidates:
-        image = images.find(*reference)
-        plane = None if image is None else plane_of_image(image)
+    for reference, image in (found for one in candidates for found in frames_of(images, one)):
+        plane = plane_of_image(image)
         if plane is None:
             continue
         _, off_mm = plane.to_px(np.asarray(point_lps_mm, float)[None])

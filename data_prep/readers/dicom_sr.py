@@ -24,7 +24,7 @@ from data_prep.bookmark import DETECTOR, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.quiet import quiet_pydicom
 from data_prep.readers import Rejection
-from data_prep.readers._planes import ImageLookup, by_frame_of_reference, place
+from data_prep.readers._planes import ImageLookup, by_frame_of_reference, frames_of, place
 from data_prep.readers._sr_context import (
     MEASUREMENT_GROUP,
     SEGMENTATION_CLASSES,
@@ -156,9 +156,9 @@ def _find_image(tree: Tree, report: Report, shape: Shape, images: ImageLookup | 
         return
     if images is None:
         raise UnusableError(NEEDS_IMAGES)
-    named = images.find(image.sop_instance_uid, image.frame_number) if image is not None else None
-    reference_uid = text(shape.item.dataset, 0x30060024)
-    candidates = [named] if named is not None else by_frame_of_reference(images).get(reference_uid, [])
+    reference = None if image is None else (image.sop_instance_uid, image.frame_number)
+    named = [] if reference is None else [found for _, found in frames_of(images, reference)]
+    candidates = named or by_frame_of_reference(images).get(text(shape.item.dataset, 0x30060024), [])
     evidence = {series for _, series in report.evidence.values()}
     try:
         record, points = place(shape.points, candidates, preferred_series=evidence)

@@ -23,12 +23,14 @@ import datetime
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from highdicom import sr
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -182,15 +184,39 @@ def _header(image: Dataset) -> Dataset:
     """What the report inherits, every required attribute present; a sex outside PS3.3's terms is left empty."""
     header = Dataset()
     for name in _HEADER:
-        value = image.get(name)
-        setattr(header, name, "" if value is None else str(value))
+        value = "" if image.get(name) is None else str(image.get(name))
+        setattr(header, name, value if _is_valid(name, value) else "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
     header.PatientName = ""  # highdicom warns in words about a name without ^: names stay out of logs
     for name in ("PatientAge", "StudyDescription"):
-        if image.get(name):
+        if image.get(name) and _is_valid(name, str(image.get(name))):
             setattr(header, name, str(image.get(name)))
     return header
+
+
+_FORMS = {
+    "DA": re.compile(r"\d{8}"),
+    "TM": re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"),
+    "AS": re.compile(r"\d{3}[DWMY]"),
+}
+
+
+def _is_valid(name: str, value: str) -> bool:
+    """Whether a date, time or age is one (PS3.5 6.2): highdicom raises on others, such as 19470000."""
+    form = _FORMS.get(dictionary_VR(name))
+    if form is None or not value:
+        return True
+    if form.fullmatch(value) is None:
+        return False
+    try:
+        if name.endswith("Date"):
+            datetime.datetime.strptime(value, "%Y%m%d")
+        elif name.endswith("Time"):
+            datetime.datetime.strptime(value[:6], "%H%M%S"[: len(value[:6])])
+    except ValueError:
+        return False
+    return True
 
 
 def _person(name: str) -> str:

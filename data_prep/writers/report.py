@@ -26,6 +26,9 @@ from data_prep.writers.dicom_sr import build_report, derive_uid
 LESION_CODE = "52988006^SCT^Lesion"
 """The finding where the source states none."""
 
+UNWRITABLE = (ValueError, TypeError, AttributeError, KeyError, IndexError)
+"""What highdicom and pydicom raise about a header."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -68,15 +71,22 @@ def report(source: Path, dicom: Path, out: Path, *, cache: Path | None = None, p
     if marks and not groups:
         raise DataPrepError(f"{dicom}: none of the images of the {len(marks)} findings in {source} are in this folder")
     created = datetime.datetime.fromtimestamp(source.stat().st_mtime)
-    without_uids = 0
+    written = without_uids = 0
     for place, found in tqdm(sorted(groups.items()), desc="writing reports", unit="report", disable=not progress):
         found.sort(key=lambda pair: (pair[1].slice_index, pair[1].frame_number, pair[0].bookmark_id))
         without_uids += not (found[0][1].study_uid and found[0][1].series_uid)
-        _write(place, found, out, created, algorithm)
+        try:
+            with quiet_pydicom():
+                _write(place, found, out, created, algorithm)
+        except UNWRITABLE as error:  # its words may quote the header
+            reason = f"no report can be made with the header of {found[0][1].path} ({type(error).__name__})"
+            rejected += [Rejection("", mark.bookmark_id, reason) for mark, _ in found]
+            continue
+        written += 1
     if without_uids:
         _log.warning("%d series have no Study or Series Instance UID: their reports use derived ones", without_uids)
     _write_rejected(rejected, source, out)
-    return len(groups)
+    return written
 
 
 # --- findings ------------------------------------------------------------------------------------------------------
@@ -114,6 +124,8 @@ def lesion_to_bookmark(lesion: Lesion) -> Bookmark | Rejection:
     """The mark that says most about a lesion: its axes, else its box, else its place."""
     if lesion.review == "rejected":
         return Rejection("", lesion.lesion_id, "a person rejected it")
+    if lesion.awaits_review:  # it would come back as a person's
+        return Rejection("", lesion.lesion_id, "a detection that nobody accepted; write the detections.json itself")
     points: tuple[float, ...]
     if lesion.recist_px is not None and len(lesion.recist_px) in (4, 8):
         form, points = ("length" if len(lesion.recist_px) == 4 else "bidirectional"), lesion.recist_px

@@ -34,9 +34,16 @@ def test_written_whole(tmp_path: Path) -> None:
 def test_mode(tmp_path: Path) -> None:
     write_text(tmp_path / "key.csv", "secret", mode=0o600)
     assert stat.S_IMODE((tmp_path / "key.csv").stat().st_mode) == 0o600
-    (tmp_path / "key.csv").chmod(0o640)  # shared with a group on purpose
+    (tmp_path / "key.csv").chmod(0o644)  # as a backup may bring it back
     write_text(tmp_path / "key.csv", "another", mode=0o600)
-    assert stat.S_IMODE((tmp_path / "key.csv").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "key.csv").stat().st_mode) == 0o600
+
+
+def test_a_table_stays_shared_with_whom_it_was_shared(tmp_path: Path) -> None:
+    write_bookmarks([MARK], tmp_path / "b.parquet")
+    (tmp_path / "b.parquet").chmod(0o640)
+    write_bookmarks([MARK, MARK], tmp_path / "b.parquet")
+    assert stat.S_IMODE((tmp_path / "b.parquet").stat().st_mode) == 0o640
 
 
 def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from pydicom import DataElement, Dataset, dcmread
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
@@ -104,6 +106,39 @@ def test_detections_come_back_as_the_same_boxes(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "rejected.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PatientBirthDate", "19470000"), ("PatientBirthDate", "19470231x"), ("StudyDate", "1947.03.17"),
+     ("StudyTime", "256199"), ("PatientAge", "62")],
+)  # fmt: skip
+def test_a_header_with_an_odd_date_makes_a_report_and_is_not_quoted(
+    tmp_path: Path, name: str, value: str, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    uids = series(tmp_path / "ct")
+    for path in (tmp_path / "ct").iterdir():
+        dataset = dcmread(path)
+        dataset[name] = DataElement(name, dictionary_VR(name), value, validation_mode=IGNORE)
+        dataset.save_as(path)
+    source = detections(tmp_path / "detections.json", (uids[0], 0, [1, 2, 30, 40], 0.9))
+    assert report(source, tmp_path / "ct", tmp_path / "out", progress=False) == 1
+    (path,) = (tmp_path / "out").glob("*.dcm")
+    assert not dcmread(path).get(name)
+    assert value not in "".join(capfd.readouterr()) + "".join(str(warning.message) for warning in recwarn)
+
+
+def test_a_detection_that_nobody_accepted_is_not_written_as_a_person_s(tmp_path: Path) -> None:
+    (image, *_) = series(tmp_path / "ct")
+    place = {"image_uid": image, "x0": 1.0, "y0": 2.0, "x1": 30.0, "y1": 40.0, "bookmark_ids": ("b",)}
+    write_lesions(
+        [Lesion(lesion_id=name, source="detector", review=state, **place)  # type: ignore[arg-type]
+         for name, state in (("a", "accepted"), ("b", "unreviewed"))],
+        tmp_path / "lesions.parquet",
+    )  # fmt: skip
+    report(tmp_path / "lesions.parquet", tmp_path / "ct", tmp_path / "out", progress=False)
+    assert len(read_all(tmp_path / "out")) == 1
+    assert [row["row"] for row in rows_of(tmp_path / "out" / "rejected.csv")] == ["b"]
+
+
 def test_findings_sent_to_the_archive_leave_a_person_s_marks_alone(tmp_path: Path) -> None:
     uids = series(tmp_path / "ct")
     pair = Bookmark(
@@ -168,7 +203,7 @@ def test_lesions_of_two_series(tmp_path: Path) -> None:
     lesions = [
         lesion(1, first[1], recist_px=pair, long_diameter_mm=10.5, short_diameter_mm=8.0, tracking_uid="2.25.55"),
         lesion(2, second[0], recist_px=pair[:4], site="10200004^SCT^Liver", long_diameter_mm=10.5),
-        lesion(3, second[0], x0=1.0, y0=2.0, x1=30.0, y1=40.0, score=0.5, source="detector"),
+        lesion(3, second[0], x0=1.0, y0=2.0, x1=30.0, y1=40.0, score=0.5, source="detector", review="accepted"),
         lesion(4, second[2], centre_x=7.0, centre_y=8.0, text="look"),
         lesion(5, second[2], x0=1.0, y0=2.0, x1=30.0, y1=40.0, review="rejected"),
         lesion(6, "2.25.404", x0=1.0, y0=2.0, x1=30.0, y1=40.0),
