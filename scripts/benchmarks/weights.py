@@ -55,11 +55,6 @@ RECIPES = {
         "copy-paste, dense task, findings ignored, sharpness varied",
         {**FULL_OPTIONS, "augmentation#sharpness": 1.0},
     ),
-    "scale": Recipe(
-        # Together with SCALES: what the further looks show a lesion as has been seen in training.
-        "copy-paste, dense task, findings ignored, scaled by 0.7 to 1.6",
-        {**FULL_OPTIONS, "augmentation#scale": [0.7, 1.6]},
-    ),
 }
 SHIPPED = ["all"]
 
@@ -236,9 +231,6 @@ def candidates(
         name = f"{last}, mean with {', '.join(list(runs)[:-1])}"
         of_recipes = [weights[-1] for weights in members.values()]
         found["mean of the recipes' last weights"] = (f"{name}, in three sizes", of_recipes)
-        if len(members[recipe]) > len(names):
-            together = (f"{name} and the start, in three sizes", [members[recipe][0], *of_recipes])
-            found["mean of the recipes' last weights and those they began with"] = together
     return found
 
 
