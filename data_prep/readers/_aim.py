@@ -11,6 +11,7 @@ whether or not its first point is repeated; with two points it is a line.
 from __future__ import annotations
 
 import re
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +100,30 @@ class Annotation:
     rejected: list[tuple[str, str]] = field(default_factory=list)  # item path, reason
 
 
+class _Measured:
+    """The calculations of one annotation by name and by the markup they are about.
+
+    Made once an annotation: a search through all calculations for every markup would take time by their product.
+    """
+
+    def __init__(self, annotation: Annotation) -> None:
+        drawn = [markup for markup in annotation.markups if markup.words is None]
+        only = (drawn[0].uid,) if len(drawn) == 1 else ()  # what a calculation that names no markup is about
+        self._about: defaultdict[tuple[str, str | None], list[Calculation]] = defaultdict(list)
+        self.names = Counter(calculation.name for calculation in annotation.calculations)
+        self.unlinked: defaultdict[str, list[Calculation]] = defaultdict(list)
+        """By name, those that name no markup."""
+        for calculation in annotation.calculations:
+            if not calculation.markups:
+                self.unlinked[calculation.name].append(calculation)
+            for uid in calculation.markups or only:
+                self._about[calculation.name, uid].append(calculation)
+
+    def about(self, markup: Markup, name: str) -> list[Calculation]:
+        """The calculations of that name about a drawn markup, in the file's order."""
+        return self._about.get((name, markup.uid), [])
+
+
 class UnusableError(Exception):
     """A markup that cannot be used; the message is the reason."""
 
@@ -183,26 +208,19 @@ def bookmarks(annotation: Annotation, source: str) -> Iterator[Bookmark | Reject
     """The marks of one annotation, each with the calculations that refer to it."""
     for where, reason in annotation.rejected:
         yield Rejection("", f"{annotation.uid} {where}".strip(), reason)
-    partners = _declared_pairs(annotation)
-    short_axes = {id(short) for short in partners.values() if short is not None}
+    measured = _Measured(annotation)
+    partners = _declared_pairs(annotation, measured)
+    short_axes = {id(short) for short in partners.values()}
     for markup in annotation.markups:
         if id(markup) in short_axes:
             continue
         try:
-            yield _bookmark(annotation, markup, partners.get(id(markup)), source)
+            yield _bookmark(annotation, measured, markup, partners.get(id(markup)), source)
         except (UnusableError, ValueError) as error:
             yield Rejection("", f"{annotation.uid} {markup.where}", str(error))
 
 
-def _measured(annotation: Annotation, markup: Markup, name: str) -> list[Calculation]:
-    """The calculations of that name about a markup; one that names no markup is about the only one there is."""
-    single = sum(m.words is None for m in annotation.markups) == 1
-    return [
-        c for c in annotation.calculations if c.name == name and (markup.uid in c.markups or (single and not c.markups))
-    ]
-
-
-def _declared_pairs(annotation: Annotation) -> dict[int, Markup | None]:
+def _declared_pairs(annotation: Annotation, measured: _Measured) -> dict[int, Markup]:
     """id of the markup with the long axis -> the markup with the short axis, of bidirectional measurements.
 
     ePAD stores such a measurement as two lines with a LongAxis and a ShortAxis calculation. Where those do not tell
@@ -211,18 +229,19 @@ def _declared_pairs(annotation: Annotation) -> dict[int, Markup | None]:
     lines = [
         m for m in annotation.markups if m.words is None and len(m.points) == 2 and m.kind in ("MultiPoint", "Polyline")
     ]
-    has_long = [m for m in lines if _measured(annotation, m, "long") and not _measured(annotation, m, "short")]
-    has_short = [m for m in lines if _measured(annotation, m, "short") and not _measured(annotation, m, "long")]
-    names = [c.name for c in annotation.calculations]
-    if not has_long and not has_short and len(lines) == 2 and names.count("long") == names.count("short") == 1:
+    has_long = [m for m in lines if measured.about(m, "long") and not measured.about(m, "short")]
+    has_short = [m for m in lines if measured.about(m, "short") and not measured.about(m, "long")]
+    names = measured.names
+    if not has_long and not has_short and len(lines) == 2 and names["long"] == names["short"] == 1:
         by_length = sorted(lines, key=lambda m: length_px(*m.points), reverse=True)
         has_long, has_short = by_length[:1], by_length[1:]
-    pairs: dict[int, Markup | None] = {}
+    short_axes: defaultdict[tuple[str | None, int | None], deque[Markup]] = defaultdict(deque)
+    for line in has_short:
+        short_axes[line.image_uid, line.frame].append(line)
+    pairs: dict[int, Markup] = {}
     for line in has_long:
-        partner = next((m for m in has_short if (m.image_uid, m.frame) == (line.image_uid, line.frame)), None)
-        if partner is not None:
-            has_short.remove(partner)
-            pairs[id(line)] = partner
+        if on_same_image := short_axes[line.image_uid, line.frame]:
+            pairs[id(line)] = on_same_image.popleft()
     return pairs
 
 
@@ -258,7 +277,9 @@ def _form(markup: Markup) -> tuple[str, Array, str | None]:
     raise UnusableError(f"a {markup.kind or 'shape without a type'} with {count} points is not known")
 
 
-def _bookmark(annotation: Annotation, markup: Markup, short: Markup | None, source: str) -> Bookmark:
+def _bookmark(
+    annotation: Annotation, measured: _Measured, markup: Markup, short: Markup | None, source: str
+) -> Bookmark:
     notes: list[str | None] = []
     image_uid = markup.image_uid
     if image_uid is None and len(annotation.images) == 1:
@@ -272,7 +293,7 @@ def _bookmark(annotation: Annotation, markup: Markup, short: Markup | None, sour
         form, points, note = "bidirectional", np.concatenate([markup.points, short.points]), None
     else:
         form, points, note = _form(markup)
-    long_mm, short_mm = _stated(annotation, markup, short, notes)
+    long_mm, short_mm = _stated(measured, markup, short, notes)
     reference = annotation.images.get(image_uid, ImageReference())
     flat = tuple(map(float, points.reshape(-1)))
     rounded = [round(value, 3) for value in flat]
@@ -297,14 +318,14 @@ def _bookmark(annotation: Annotation, markup: Markup, short: Markup | None, sour
 
 
 def _stated(
-    annotation: Annotation, markup: Markup, short: Markup | None, notes: list[str | None]
+    measured: _Measured, markup: Markup, short: Markup | None, notes: list[str | None]
 ) -> tuple[float | None, float | None]:
     """Stated long and short diameter in mm; adds to ``notes`` what had to be assumed."""
     if markup.words is not None:
         return None, None
 
     def one(owner: Markup, name: str) -> float | None:
-        found = _measured(annotation, owner, name)
+        found = measured.about(owner, name)
         notes.extend(c.note for c in found)
         values = sorted({c.value_mm for c in found if c.value_mm is not None})
         if len(values) > 1:
@@ -316,7 +337,7 @@ def _stated(
         return (one(markup, "length") if long_mm is None else long_mm), one(markup, "short")
     axes = {"long": one(markup, "long"), "short": one(short, "short")}
     for name in axes:  # calculations that refer to nothing: there is one of each, or the lines were not a pair
-        unlinked = [c for c in annotation.calculations if c.name == name and not c.markups]
+        unlinked = measured.unlinked[name]
         if axes[name] is None and len(unlinked) == 1:
             axes[name] = unlinked[0].value_mm
             notes.append(unlinked[0].note)

@@ -6,7 +6,7 @@ may occur once is a dict, else a list of dicts; both are accepted everywhere, as
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +28,12 @@ from data_prep.readers._aim import (
 )
 
 Node = dict[str, Any]
+
+_MOST_ALIKE = 16
+"""Stated lengths with one identifier (old files: "0" for all) that are tied to several markups nevertheless.
+
+More say nothing about any of them, and tying each to each would take time and memory by the product of their numbers.
+"""
 
 _LOCATION_LABELS = ("location", "anatomic location", "anatomic site", "anatomic entity", "organ", "site")
 
@@ -108,7 +114,7 @@ def _annotation(collection: Node, node: Node, document: str | None, index: int) 
                     annotation.images[image_uid] = reference
     for number_, markup in enumerate(children(node, "markupEntityCollection", "MarkupEntity"), start=1):
         _add_markup(annotation, markup, f"markup {number_}")
-    annotation.calculations = list(_calculations(node))
+    _add_calculations(annotation, node)
     for segmentation in children(node, "segmentationEntityCollection", "SegmentationEntity"):
         uid = leaf(segmentation, "sopInstanceUid", key="root") or ""
         annotation.rejected.append(("segmentation", f"it refers to the DICOM segmentation {uid}: harvest that object"))
@@ -183,8 +189,8 @@ def _order(index: str | None) -> float:
     return value if value == value else 0.0
 
 
-def _calculations(node: Node) -> Iterator[Calculation]:
-    """The stated lengths, with the markups that a statement ties them to."""
+def _add_calculations(annotation: Annotation, node: Node) -> None:
+    """Add the stated lengths, with the markups that a statement ties them to."""
     ties: defaultdict[str, set[str]] = defaultdict(set)
     for statement in children(node, "imageAnnotationStatementCollection", "ImageAnnotationStatement"):
         ends = [leaf(statement, f"{end}UniqueIdentifier", key="root") for end in ("subject", "object")]
@@ -194,6 +200,7 @@ def _calculations(node: Node) -> Iterator[Calculation]:
     markups = {
         leaf(m, "uniqueIdentifier", key="root") for m in children(node, "markupEntityCollection", "MarkupEntity")
     }
+    stated: list[tuple[str, tuple[str, float | None, str | None]]] = []  # identifier; name, mm and note
     for entity in children(node, "calculationEntityCollection", "CalculationEntity"):
         codes = children(entity, "typeCode")
         result = next(iter(children(entity, "calculationResultCollection", "CalculationResult")), {})
@@ -205,5 +212,12 @@ def _calculations(node: Node) -> Iterator[Calculation]:
             value,
         )
         if measured:
-            uid = leaf(entity, "uniqueIdentifier", key="root") or ""
-            yield Calculation(*measured, frozenset(m for m in ties[uid] if m in markups))
+            stated.append((leaf(entity, "uniqueIdentifier", key="root") or "", measured))
+    alike = Counter(uid for uid, _ in stated)
+    tied = {uid: frozenset(m for m in ties[uid] if m in markups) for uid in alike}
+    for uid, count in alike.items():
+        if count > _MOST_ALIKE and len(tied[uid]) > 1:
+            tied[uid] = frozenset()
+            reason = f"{count} stated lengths share one identifier: which mark each is about is not known"
+            annotation.rejected.append(("calculations", reason))
+    annotation.calculations = [Calculation(*measured, tied[uid]) for uid, measured in stated]

@@ -19,6 +19,7 @@ import pyarrow as pa
 from data_prep.bookmark import BOOKMARK_SCHEMA, Bookmark, records_to_table
 from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection
+from data_prep.readers._csv_lines import cells_of, lines_of
 from data_prep.readers._deeplesion_columns import plain_rows
 from data_prep.readers._deeplesion_rows import COLUMNS, FILE_NAME, SOURCE, SPLITS, read_rows
 
@@ -97,7 +98,7 @@ def _batches(path: Path) -> Iterator[_Batch]:
 def _read(file: TextIO, path: Path) -> Iterator[_Batch]:
     header: list[str] = []
     order: list[int] = []
-    lines = _lines(file)
+    lines = lines_of(file, _LONGEST_LINE)
     start = 1
     while some := list(islice(lines, _BATCH)):
         batch = _Batch()
@@ -122,15 +123,6 @@ def _read(file: TextIO, path: Path) -> Iterator[_Batch]:
         _order([], path)
 
 
-def _lines(file: TextIO) -> Iterator[str]:
-    """The lines; of one that is too long its beginning."""
-    while line := file.readline(_LONGEST_LINE):
-        yield line
-        if len(line) == _LONGEST_LINE and not line.endswith("\n"):
-            while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith("\n"):
-                pass
-
-
 def _cells(lines: list[str]) -> Sequence[list[str] | str]:
     """The cells of each line, none for a blank one, or in words why it cannot be parsed.
 
@@ -150,11 +142,10 @@ def _cells(lines: list[str]) -> Sequence[list[str] | str]:
 
 
 def _cells_of(line: str) -> list[str] | str:
-    if len(line) == _LONGEST_LINE and not line.endswith("\n"):
-        return f"the line is longer than {_LONGEST_LINE} characters"
-    if line.count('"') % 2:
-        return "a quotation mark is not closed"
-    return next(csv.reader((line,))) if line.strip() else []
+    try:
+        return cells_of(line, ",", _LONGEST_LINE)
+    except ValueError as error:
+        return str(error)
 
 
 def _order(header: list[str], path: Path) -> list[int]:

@@ -1,6 +1,7 @@
 """A small CSV for those who have only a spreadsheet: one row a mark.
 
-Columns (any order; comma, semicolon or tab between them; the first line names them):
+One line is one row: a cell may be quoted, but has no line break. Columns (any order; comma, semicolon or tab between
+them; the first line names them):
 
 * ``form``: bidirectional, length, ellipse, circle, polygon, polyline, arrow, point, text or box.
 * ``points_px``: the coordinates ``x y x y ...``, spaces between them, ordered as
@@ -31,6 +32,7 @@ from data_prep import frames
 from data_prep.bookmark import MAX_POINTS, POINTS_PER_FORM, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.readers import Rejection
+from data_prep.readers._csv_lines import cells_of, lines_of
 from data_prep.splits import SPLITS
 
 SOURCE = "csv"
@@ -69,8 +71,8 @@ POINT_FRAMES: dict[str, Callable[[frames.ArrayLike], frames.Array]] = {
     "deeplesion": frames.deeplesion_point_to_px,
 }
 
-_LONGEST_CELL = 4_000_000  # a polygon of MAX_POINTS points with 40 characters each
-_LONGEST_HEADER = 65_536
+_LONGEST_LINE = 4_000_000  # a polygon of MAX_POINTS points with 40 characters each
+_MOST_CELLS = 16_384  # in a line; a spreadsheet has no more columns
 _LONGEST_PATH = 1024
 _LARGEST_INT = 2**31 - 1
 _SEPARATORS = re.compile(r"[\s,;]+")
@@ -87,38 +89,43 @@ def read(path: Path) -> Iterator[Bookmark | Rejection]:
     """Every row as a bookmark, or the reason why not; a row's number is its line, the header being line 1.
 
     Raises:
-        UnreadableError: the file cannot be opened, or it has neither ``image`` nor ``image_uid``.
+        UnreadableError: the file cannot be opened, its first line is no header, or names neither ``image`` nor
+            ``image_uid``.
     """
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_LONGEST_LINE)
     try:
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            delimiter = _delimiter(file.readline(_LONGEST_HEADER))
-            file.seek(0)
-            rows = csv.reader(file, delimiter=delimiter)
-            header = [name.strip() for name in next(rows, [])]
-            if "image" not in header and "image_uid" not in header:
-                raise UnreadableError(f"{path}: needs a column 'image' or 'image_uid' that says which image was marked")
-            if unknown := sorted({name for name in header if name} - set(COLUMNS)):
-                _log.info("%s: columns that are not used: %s", path, ", ".join(unknown))
-            while True:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            lines = lines_of(file, _LONGEST_LINE)
+            first_line = next(lines, "")
+            delimiter = _delimiter(first_line)
+            header = _header(first_line, delimiter, path)
+            for line_number, line in enumerate(lines, start=2):
                 try:
-                    cells = next(rows)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    yield Rejection("", str(rows.line_num), f"not a row of a CSV ({error})")
-                    continue
-                if not any(cell.strip() for cell in cells):
-                    continue
-                try:
-                    if any(cell.strip() for cell in cells[len(header) :]):
+                    cells = cells_of(line, delimiter, _LONGEST_LINE)
+                    if not any(cell.strip() for cell in cells):
+                        continue
+                    if len(cells) > _MOST_CELLS or any(cell.strip() for cell in cells[len(header) :]):
                         raise ValueError(f"the row has {len(cells)} cells, the header {len(header)}")
                     stated = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if cell.strip()}
                     yield _bookmark(stated)
                 except ValueError as error:
-                    yield Rejection("", str(rows.line_num), str(error))
+                    yield Rejection("", str(line_number), str(error))
     except OSError as error:
         raise UnreadableError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _header(first_line: str, delimiter: str, path: Path) -> list[str]:
+    try:
+        header = [name.strip() for name in cells_of(first_line, delimiter, _LONGEST_LINE)]
+    except ValueError as error:
+        raise UnreadableError(f"{path}: the first line does not name the columns ({error})") from None
+    if len(header) > _MOST_CELLS:
+        raise UnreadableError(f"{path}: the first line has {len(header)} cells, more than a spreadsheet has columns")
+    if "image" not in header and "image_uid" not in header:
+        raise UnreadableError(f"{path}: needs a column 'image' or 'image_uid' that says which image was marked")
+    if unknown := sorted({name for name in header if name} - set(COLUMNS)):
+        _log.info("%s: columns that are not used: %s", path, ", ".join(unknown))
+    return header
 
 
 def _delimiter(first_line: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -36,6 +37,18 @@ def note(path: Path, *images: Dataset, description: str | None = None) -> Path:
     return path
 
 
+def changed_note(path: Path, *, frames: Any = None, title: tuple[str, str] | None = None) -> Path:
+    """A note of two images, with these frames of the first and this code and meaning as its title."""
+    document = pydicom.dcmread(note(path, image(1), image(2)))
+    if frames is not None:
+        first = next(item for item in document.ContentSequence if item.ValueType == "IMAGE")
+        first.ReferencedSOPSequence[0].ReferencedFrameNumber = frames
+    if title is not None:
+        document.ConceptNameCodeSequence[0].CodeValue, document.ConceptNameCodeSequence[0].CodeMeaning = title
+    document.save_as(path)
+    return path
+
+
 def flagged(path: Path) -> list[tuple[str | None, str | None]]:
     found = list(key_object.read(path))
     assert all(isinstance(mark, Bookmark) and mark.form == "text" and not mark.points_px for mark in found)
@@ -57,6 +70,44 @@ def test_a_written_note_with_a_description(tmp_path: Path) -> None:
     assert key_object.recognise(path.read_bytes()[:4096], path)
     title = "key image: For Surgery: both lungs"
     assert flagged(path) == [("2.25.1001", title), ("2.25.1002", title)]
+
+
+@pytest.mark.parametrize(
+    ("frames", "expected"), [([3, 7, 9], [3, 7, 9]), ([3, 3, 7], [3, 7]), (5, [5]), ([0, 2], [1, 2]), (None, [None])]
+)
+def test_every_flagged_frame_is_a_mark(tmp_path: Path, frames: Any, expected: list[int | None]) -> None:
+    marks = list(key_object.read(changed_note(tmp_path / "note", frames=frames)))
+    assert all(isinstance(mark, Bookmark) for mark in marks)
+    found = [(mark.image_uid, mark.frame_number) for mark in marks if isinstance(mark, Bookmark)]
+    assert found == [*(("2.25.1001", frame) for frame in expected), ("2.25.1002", None)]
+    assert len({mark.bookmark_id for mark in marks if isinstance(mark, Bookmark)}) == len(marks)
+
+
+def test_more_frames_than_a_note_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_object, "MAX_ITEMS", 4)
+    assert len(list(key_object.read(changed_note(tmp_path / "note", frames=[1, 2, 3])))) == 4
+    with pytest.raises(UnreadableError, match="note: more than 4 images and frames"):
+        list(key_object.read(changed_note(tmp_path / "note", frames=[1, 2, 3, 4])))
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        ("113001", "Rejected for Quality Reasons"),
+        ("113037", "Rejected for Patient Safety Reasons"),
+        ("113038", "Incorrect Modality Worklist Entry"),
+        ("113039", "Data Retention Policy Expired"),
+    ],
+)
+def test_a_rejection_note_withdraws_its_images(tmp_path: Path, code: str, meaning: str) -> None:
+    (found,) = key_object.read(changed_note(tmp_path / "note", title=(code, "wrong patient: Doe")))
+    reason = f"withdrawn by a rejection note ({code} {meaning}); images it names: 2"
+    assert found == Rejection("", "", reason)
+
+
+def test_a_quality_issue_is_no_rejection(tmp_path: Path) -> None:
+    path = changed_note(tmp_path / "note", title=("113010", "Quality Issue"))
+    assert {title for _, title in flagged(path)} == {"key image: Quality Issue"}
 
 
 def test_a_note_joins_the_lesions_of_its_image(tmp_path: Path) -> None:

@@ -95,6 +95,56 @@ def test_bad_rows_are_rejected_with_their_number(tmp_path: Path, row: str) -> No
     assert second.row == "3"
 
 
+@pytest.mark.parametrize(
+    ("damaged", "rejected"),
+    [
+        ('point,1 2,S/1.png,P-SECRET,px,"seen', ["3"]),
+        ('point,1 2,S/1.png,P-SECRET,px,5" wide', []),  # inches within a cell quote nothing
+        ('point,1 2,S/1.png,P-SECRET,5" wide,"seen', ["3"]),  # an even number, but the first is no quotation
+        ('point,1 2,S/1.png,P-SECRET,px,"seen\nbefore"', ["3", "4"]),
+        ('point,1 2,S/1.png,P-SECRET,px,"seen\n\npoint,9 9,S/9.png\n"', ["3", "6"]),
+    ],
+)
+def test_a_quotation_mark_swallows_no_row(tmp_path: Path, damaged: str, rejected: list[str]) -> None:
+    path = write(tmp_path, f'{HEADER}point,1 2,S/1.png,P1\n{damaged}\npoint,3 4,S/2.png,P2,px,"a ""b"""\n')
+    found = list(plain_csv.read(path))
+    marks = [item for item in found if isinstance(item, Bookmark)]
+    assert [marks[0].patient_id, marks[-1].patient_id, marks[-1].text] == ["P1", "P2", 'a "b"']
+    refused = [item for item in found if isinstance(item, Rejection)]
+    assert [item.row for item in refused] == rejected
+    assert all(item.reason == "a quotation mark is not closed on its line" for item in refused[:1])
+    assert not any("SECRET" in item.reason or "SECRET" in (mark.text or "") for item in refused for mark in marks)
+    assert len(found) == sum(bool(line) for line in path.read_text().splitlines()[1:])
+
+
+def test_long_lines_and_many_cells(tmp_path: Path) -> None:
+    rows = ["point,1 2,S/1.png", "point,1 2,S/1.png," + "x" * 9_000_000, "point,1 2,S/1.png" + "," * 20_000]
+    found = list(plain_csv.read(write(tmp_path, HEADER + "\n".join([*rows, "point,3 4,S/2.png"]))))
+    assert [(item.row, item.reason) for item in found if isinstance(item, Rejection)] == [
+        ("3", "the line is longer than 4000000 characters"),
+        ("4", "the row has 20003 cells, the header 9"),
+    ]
+    assert [item.image for item in found if isinstance(item, Bookmark)] == ["S/1.png", "S/2.png"]
+
+
+def test_an_outline_of_many_points(tmp_path: Path) -> None:
+    points = " ".join(f"{100 + i / 1000:.3f} {200 + i % 7:.3f}" for i in range(20_000))
+    assert len(only(write(tmp_path, f"form,points_px,image\npolygon,{points},S/1.png\n")).points) == 20_000
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ('form,points_px,image,"text', "not closed"),
+        ("form,points_px,image," + "x" * 4_000_000, "longer than"),
+        ("form,points_px,image" + ",x" * 20_000, "20003 cells"),
+    ],
+)
+def test_a_first_line_that_is_no_header(tmp_path: Path, header: str, reason: str) -> None:
+    with pytest.raises(UnreadableError, match=reason):
+        list(plain_csv.read(write(tmp_path, f"{header}\npoint,1 2,S/1.png\n")))
+
+
 def test_no_column_says_which_image(tmp_path: Path) -> None:
     with pytest.raises(UnreadableError, match="image"):
         list(plain_csv.read(write(tmp_path, "form,points_px\npoint,1 2\n")))
