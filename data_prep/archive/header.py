@@ -6,11 +6,10 @@ import math
 import os
 import re
 import stat
-import zlib
 from dataclasses import dataclass, replace
 from datetime import date
+from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
@@ -18,6 +17,7 @@ from pydicom.uid import UID
 
 from data_prep.errors import UnreadableError
 from data_prep.quiet import quiet_pydicom
+from data_prep.readers.dicom_kind import HEAD_BYTES, inflated, looks_like_dicom, sop_class_uid
 
 NOT_IMAGES = frozenset(
     {
@@ -31,9 +31,6 @@ NOT_IMAGES = frozenset(
 
 MAX_HEADER_BYTES = 256 * 2**20
 """A deflated object that inflates to more than this is damage or an attack."""
-
-DEFLATED = b"1.2.840.10008.1.2.1.99"
-"""The transfer syntax whose content must be inflated as a whole."""
 
 _TAGS = [
     "SOPClassUID",
@@ -107,17 +104,17 @@ def read_headers(path: str | os.PathLike[str]) -> list[ImageHeader]:
         if not stat.S_ISREG(path.stat().st_mode):  # a named pipe would be waited on for ever
             return []
         with path.open("rb") as file:
-            head = file.read(4096)
-            if head[128:132] != b"DICM":
+            if not _is_dicom(file.read(HEAD_BYTES), path):
                 return []
-            if DEFLATED in head:
-                check_inflated_size(file, path)
-        with quiet_pydicom():
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            headers = _headers(dataset)
-            if not headers and _should_be_image(dataset):
-                raise UnreadableError(f"{path}: an image without rows and columns: the file is cut off")
-            return headers
+            with quiet_pydicom():
+                expanded = inflated(path, file, MAX_HEADER_BYTES)
+                file.seek(0)
+                source = file if expanded is None else BytesIO(expanded)
+                dataset = pydicom.dcmread(source, force=True, stop_before_pixels=True, specific_tags=_TAGS)
+                headers = _headers(dataset)
+                if not headers and _should_be_image(dataset):
+                    raise UnreadableError(f"{path}: an image without rows and columns: the file is cut off")
+                return headers
     except UnreadableError:
         raise
     except OSError as error:
@@ -126,17 +123,9 @@ def read_headers(path: str | os.PathLike[str]) -> list[ImageHeader]:
         raise UnreadableError(f"{path}: the DICOM header is damaged ({type(error).__name__})") from None
 
 
-def check_inflated_size(file: BinaryIO, path: Path) -> None:
-    """Refuse a deflated object whose content is far larger than any image, before pydicom inflates it whole."""
-    meta = pydicom.filereader.read_file_meta_info(path)
-    file.seek(132 + 12 + int(meta.FileMetaInformationGroupLength))
-    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while block := file.read(2**16):
-        while block:
-            total += len(inflate.decompress(block, 2**20))
-            block = inflate.unconsumed_tail
-            if total > MAX_HEADER_BYTES:
-                raise UnreadableError(f"{path}: inflates to more than {MAX_HEADER_BYTES >> 20} MiB")
+def _is_dicom(head: bytes, path: Path) -> bool:
+    """The Part 10 magic; or a data set without preamble, whose first bytes may be chance: it must state a SOP class."""
+    return head[128:132] == b"DICM" or (looks_like_dicom(head) and sop_class_uid(path) is not None)
 
 
 def _headers(dataset: Dataset) -> list[ImageHeader]:

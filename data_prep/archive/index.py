@@ -25,7 +25,7 @@ __all__ = ["ImageIndex", "ImageRecord", "SeriesReport"]
 FEWEST_FOR_PROCESSES = 256
 """Starting processes costs more than reading fewer headers than this."""
 
-_CACHE_VERSION = "1"
+_CACHE_VERSION = "2"
 _HEADER_FIELDS = [field for field in arrow_schema(ImageHeader, "header") if field.name != "schema_version"]
 _CACHE_SCHEMA = pa.schema(
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from data_prep.archive.header import DEFLATED, check_inflated_size
+from data_prep.archive.header import MAX_HEADER_BYTES
 from data_prep.errors import UnreadableError
 from data_prep.quiet import quiet_pydicom
+from data_prep.readers.dicom_kind import HEAD_BYTES, inflated, looks_like_dicom
 
 AIR_HU = -1024.0
 """What padding outside the field of view becomes."""
@@ -33,6 +36,9 @@ CT_SOP_CLASSES = frozenset(
         "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image
     }
 )
+
+_SEGMENTS_BEFORE_SIZE = frozenset((0xC4, 0xCC, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xF8, 0xFE))
+"""JPEG markers with a length: tables, restart interval, applications' data, JPEG-LS parameters, comment."""
 
 CODEC_HINT = "install a decoder for it: pip install python-gdcm"
 
@@ -80,10 +86,19 @@ class _RefusedError(Exception):
 @lru_cache(maxsize=1)  # the frames of one multi-frame file are read one after the other
 def _open(path: str, mtime_ns: int, size: int) -> Dataset:
     with Path(path).open("rb") as file:
-        if DEFLATED in file.read(4096):
-            check_inflated_size(file, Path(path))
-    # Values over 64 KiB stay on disk until they are asked for: the sizes are checked first.
-    return pydicom.dcmread(path, defer_size=65536)
+        if not looks_like_dicom(file.read(HEAD_BYTES)):
+            raise _RefusedError("not a DICOM file")
+        expanded = inflated(Path(path), file, MAX_HEADER_BYTES)
+    if expanded is None:
+        # Values over 64 KiB stay on disk until they are asked for: the sizes are checked first.
+        dataset = pydicom.dcmread(path, force=True, defer_size=65536)
+    else:
+        dataset = pydicom.dcmread(BytesIO(expanded), force=True)
+    if "TransferSyntaxUID" not in dataset.file_meta:  # without file meta information the pixel data are native
+        implicit, little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else explicit
+    return dataset
 
 
 def _to_hu(dataset: Dataset, frame_number: int) -> npt.NDArray[np.float32]:
@@ -122,6 +137,8 @@ def _check_size(dataset: Dataset) -> int:
         raise _RefusedError("there is no pixel data")
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
+        if dataset["PixelData"].is_undefined_length:
+            raise _RefusedError("the pixel data is compressed, and the file does not say how")
         needed, there = rows * columns * frames * bits // 8, len(dataset.PixelData)
         if there < needed:
             raise _RefusedError(f"the pixel data is cut off: {there} bytes of {needed}")
@@ -139,46 +156,68 @@ def _stored_values(dataset: Dataset, frame_number: int, frames: int) -> npt.NDAr
             available = False
         if not available:
             raise _RefusedError(f"compressed as {syntax.name}; {CODEC_HINT}")
-        stream = get_frame(
-            dataset.PixelData,
-            frame_number - 1,
-            number_of_frames=frames,
-            extended_offsets=(
-                (dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths)
-                if dataset.get("ExtendedOffsetTable") and dataset.get("ExtendedOffsetTableLengths")
-                else None
-            ),
-        )
-        size = codestream_size(stream)
-        if size is not None and size != shape:
-            raise _RefusedError(
-                f"the compressed image is {size[0]} x {size[1]}, the header says {shape[0]} x {shape[1]}"
-            )
+        offsets = extended_offsets(dataset)
+        stream = get_frame(dataset.PixelData, frame_number - 1, number_of_frames=frames, extended_offsets=offsets)
+        reason = why_not_decoded(stream, syntax, shape)
+        if reason is not None:
+            raise _RefusedError(reason)
     stored = pixel_array(dataset, index=frame_number - 1)
     if stored.shape != shape:
         raise _RefusedError(f"the pixels are of shape {stored.shape}, the header says {shape[0]} x {shape[1]}")
     return stored
 
 
-def codestream_size(stream: bytes) -> tuple[int, int] | None:
-    """(rows, columns) as a JPEG, JPEG-LS or JPEG 2000 stream states them; None where it is none (RLE) or damaged."""
+def extended_offsets(dataset: Dataset) -> tuple[bytes, bytes] | None:
+    """The Extended Offset Table and its lengths where pydicom's decoders use them, which ignore unequal ones."""
+    offsets, lengths = dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths")
+    return (offsets, lengths) if offsets and lengths and len(offsets) == len(lengths) else None
+
+
+def why_not_decoded(stream: bytes, syntax: UID, shape: tuple[int, int]) -> str | None:
+    """Why a compressed frame must not be decoded: its size is not the header's; None where it may be.
+
+    A decoder allocates what the stream states, whatever the header says: 172 bytes may state gigabytes.
+
+    Args:
+        stream: the frame as it is stored.
+        syntax: the transfer syntax.
+        shape: (rows, columns) by the header; it has one sample a pixel.
+    """
+    if syntax == RLELossless:  # states no size, and inflates no more than 64-fold
+        return None
+    size = codestream_size(stream)
+    if size is None:
+        return "the compressed image states no size: it is damaged, or no code stream of its transfer syntax"
+    if size != (*shape, 1):
+        samples = "" if size[2] == 1 else f" with {size[2]} samples a pixel"
+        return f"the compressed image is {size[0]} x {size[1]}{samples}, the header says {shape[0]} x {shape[1]}"
+    return None
+
+
+def codestream_size(stream: bytes) -> tuple[int, int, int] | None:
+    """(rows, columns, samples a pixel) as a JPEG, JPEG-LS or JPEG 2000 stream states them.
+
+    None where it is none of these (RLE, or JPEG 2000 in a JP2 file, which PS3.5 A.4.4 excludes) or damaged.
+    """
 
     def number(at: int, count: int) -> int:
         return int.from_bytes(stream[at : at + count], "big")
 
     if stream[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000 (ISO/IEC 15444-1, A.5.1): SIZ follows SOC at once
-        return number(12, 4) - number(20, 4), number(8, 4) - number(16, 4)
+        return number(12, 4) - number(20, 4), number(8, 4) - number(16, 4), number(40, 2)
     if stream[:2] != b"\xff\xd8":
         return None
     at = 2
-    while at + 9 <= len(stream) and stream[at] == 0xFF:  # JPEG (ISO/IEC 10918-1, B.2.2), JPEG-LS (14495-1, C.2.2)
+    while at + 10 <= len(stream) and stream[at] == 0xFF:  # JPEG (ISO/IEC 10918-1, B.2.2), JPEG-LS (14495-1, C.2.2)
         marker = stream[at + 1]
         if marker == 0xFF:  # fill byte
             at += 1
         elif (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            return number(at + 5, 2), number(at + 7, 2)
-        else:
+            return number(at + 5, 2), number(at + 7, 2), number(at + 9, 1)
+        elif marker in _SEGMENTS_BEFORE_SIZE:
             at += 2 + number(at + 2, 2)
+        else:  # has no length, so that what seems to follow is not what a decoder finds
+            return None
     return None
 
 

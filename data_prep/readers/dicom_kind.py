@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import struct
@@ -9,6 +10,7 @@ import zlib
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import pydicom
 from pydicom import Dataset
@@ -16,6 +18,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial, read_preamble
 from pydicom.uid import RE_VALID_UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.values import converters
 
 from data_prep.errors import UnreadableError
 from data_prep.quiet import quiet_pydicom
@@ -28,6 +31,12 @@ MAX_BYTES = 64 * 2**20
 
 MAX_ITEMS = 50_000
 """Sequence items that are parsed; each costs about 50 µs, so this bounds the time a hostile file can take."""
+
+HEAD_BYTES = 4096
+"""As much of a file as nearly always holds its file meta information."""
+
+MAX_META_BYTES = 64 * 2**10
+"""Longer than any file meta information; some 300 bytes are usual."""
 
 _MAGIC_AT, _MAGIC = 128, b"DICM"
 _DEFLATED = DeflatedExplicitVRLittleEndian.encode()
@@ -80,7 +89,7 @@ def sop_class_uid(path: Path) -> str | None:
 @lru_cache(maxsize=1024)
 def _sop_class_uid(path: Path, _mtime_ns: int, _size: int) -> str | None:
     try:
-        head = _load(path, 4096)
+        head = _load(path, HEAD_BYTES)
         if not looks_like_dicom(head):
             return None
         with quiet_pydicom():
@@ -92,7 +101,8 @@ def _sop_class_uid(path: Path, _mtime_ns: int, _size: int) -> str | None:
 
 def _load(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
-        return file.read(limit)
+        # Python allocates as much as it is asked to read.
+        return file.read(min(limit, os.fstat(file.fileno()).st_size))
 
 
 def _find_sop_class(head: bytes) -> str | None:
@@ -118,9 +128,66 @@ def _text(dataset: Dataset, tag: int) -> str | None:
 
 
 def _file_meta(buffer: BytesIO) -> Dataset:
-    """The elements of group 0002; leaves ``buffer`` at the first byte after them."""
+    """The elements of group 0002, as ``dcmread`` finds them; leaves ``buffer`` at the first byte after them.
+
+    Raises:
+        ValueError: an element of an unknown VR or of undefined length; the standard has neither there.
+    """
     read_preamble(buffer, force=True)
-    return read_dataset(buffer, False, True, stop_when=lambda tag, _vr, _length: int(tag) >> 16 != 2)
+    return read_dataset(buffer, False, True, stop_when=_after_file_meta)
+
+
+def _after_file_meta(tag: int, vr: str | None, length: int) -> bool:
+    if int(tag) >> 16 != 2:
+        return True
+    # With such an element ``dcmread`` may go on elsewhere than here: a second time as implicit VR, or within the
+    # element where the end of the element is missing.
+    if length == _UNDEFINED or (vr is not None and vr not in converters):
+        raise ValueError("damaged file meta information")
+    return False
+
+
+def inflated(path: Path, file: BinaryIO, max_bytes: int) -> bytes | None:
+    """The whole of an open file whose data set is deflated, as one whose data set is not; None where it is not.
+
+    pydicom inflates whatever comes, a terabyte of zeros too: who gives it a file must ask here before. Of a file that
+    is not deflated no more than the file meta information is read. ``file`` is left anywhere.
+
+    Raises:
+        UnreadableError: the file meta information is longer than :data:`MAX_META_BYTES`, or the data set inflates to
+            more than ``max_bytes`` or is cut off.
+        Exception: one of :data:`DAMAGE`: the file meta information or what is deflated is damaged.
+    """
+    meta = _meta_bytes(path, file)
+    if _deflated_at(meta) is None:
+        return None
+    file.seek(len(meta))
+    inflater, body = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    while not inflater.eof and (block := file.read(2**16)):
+        body += inflater.decompress(block, max_bytes + 1 - len(body))
+        if len(body) > max_bytes:
+            raise UnreadableError(f"{path}: inflates to more than {max_bytes >> 20} MiB; no such object is as large")
+    if not inflater.eof:
+        raise UnreadableError(f"{path}: cut off within its deflated content")
+    return _undeclared(meta) + body
+
+
+def _meta_bytes(path: Path, file: BinaryIO) -> bytes:
+    """The beginning of a file, up to the end of its file meta information."""
+    for limit in (HEAD_BYTES, MAX_META_BYTES):
+        file.seek(0)
+        buffer = BytesIO(head := file.read(limit))
+        try:
+            _file_meta(buffer)
+        except DAMAGE:
+            if limit == MAX_META_BYTES or len(head) < limit:
+                raise
+            continue  # perhaps only because an element's header is cut in two
+        if buffer.tell() < len(head) or len(head) < limit:
+            return head[: buffer.tell()]
+    raise UnreadableError(
+        f"{path}: the file meta information is longer than {MAX_META_BYTES >> 10} KiB; not a plausible DICOM file"
+    )
 
 
 def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX_ITEMS) -> Dataset:
@@ -143,11 +210,11 @@ def load_dataset(path: Path, *, max_bytes: int = MAX_BYTES, max_items: int = MAX
         raise UnreadableError(f"{path}: cannot be read ({error.strerror or error})") from error
     if len(data) > max_bytes:
         raise UnreadableError(f"{path}: larger than {max_bytes // 2**20} MiB; no such object holds only marks")
-    if not looks_like_dicom(data[:4096]):
+    if not looks_like_dicom(data[:HEAD_BYTES]):
         raise UnreadableError(f"{path}: not a DICOM file")
     try:
         with quiet_pydicom():
-            data = _inflated(path, data, max_bytes)
+            data = inflated(path, BytesIO(data), max_bytes) or data
             if data.count(_ITEM_TAG) > max_items:
                 raise UnreadableError(f"{path}: more than {max_items} sequence items; not a plausible document")
             dataset = pydicom.dcmread(BytesIO(data), force=True)
@@ -182,25 +249,11 @@ def _beginning(head: bytes) -> bytes:
     return _undeclared(head[:start]) + zlib.decompressobj(-zlib.MAX_WBITS).decompress(head[start:], len(head))
 
 
-def _inflated(path: Path, data: bytes, max_bytes: int) -> bytes:
-    """``data`` with a deflated data set expanded, and its transfer syntax set to match."""
-    start = _deflated_at(data)
-    if start is None:
-        return data
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    body = inflater.decompress(data[start:], max_bytes + 1)
-    if len(body) > max_bytes:
-        raise UnreadableError(f"{path}: inflates to over {max_bytes // 2**20} MiB; no such object holds only marks")
-    if not inflater.eof:
-        raise UnreadableError(f"{path}: cut off within its deflated content")
-    return _undeclared(data[:start]) + body
-
-
-def _deflated_at(data: bytes) -> int | None:
+def _deflated_at(head: bytes) -> int | None:
     """Where the deflated data set begins; None where it is not deflated."""
-    if _DEFLATED not in data[:4096]:
+    if _DEFLATED not in head:
         return None
-    buffer = BytesIO(data)
+    buffer = BytesIO(head)
     syntax = _text(_file_meta(buffer), _META_TRANSFER_SYNTAX)
     return buffer.tell() if syntax == DeflatedExplicitVRLittleEndian else None
 

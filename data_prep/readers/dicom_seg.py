@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pydicom
+from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels
 
+from data_prep.archive.volume import extended_offsets, why_not_decoded
 from data_prep.bookmark import DETECTOR, Bookmark, make_id
 from data_prep.errors import UnreadableError
 from data_prep.frames import Array
@@ -89,6 +91,7 @@ def _read(path: Path, images: ImageLookup | None) -> Iterator[Bookmark | Rejecti
     dataset = load_dataset(path, max_bytes=_MAX_FILE_BYTES, max_items=_MAX_ITEMS)
     try:
         _check_size(dataset, path)
+        _check_codestreams(dataset, path)
         segments = _segments(dataset)
         found = _frames(dataset, path, tuple(segments), images)
         pieces = _pieces(dataset, found)
@@ -124,6 +127,20 @@ def _check_size(dataset: pydicom.Dataset, path: Path) -> None:
     # More descriptions than frames are met in files cut down to a few frames; the first ones are theirs.
     if len(dataset.get("PerFrameFunctionalGroupsSequence") or ()) < count:
         raise UnreadableError(f"{path}: the frames are not described one by one")
+
+
+def _check_codestreams(dataset: pydicom.Dataset, path: Path) -> None:
+    """Compare the size that each compressed frame states with the header's, before any is decoded."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_compressed:
+        return
+    shape, count = (int(dataset.Rows), int(dataset.Columns)), int(dataset.get("NumberOfFrames") or 1)
+    offsets = extended_offsets(dataset)
+    streams = generate_frames(dataset.PixelData, number_of_frames=count, extended_offsets=offsets)
+    for number, stream in enumerate(streams, start=1):
+        reason = why_not_decoded(stream, syntax, shape)
+        if reason is not None:
+            raise UnreadableError(f"{path}: frame {number} is not decoded: {reason}")
 
 
 def _segments(dataset: pydicom.Dataset) -> dict[int, pydicom.Dataset]:

@@ -1,13 +1,15 @@
 """Reader for DICOM RT structure sets: contours in patient millimetres, placed on the images they were drawn on.
 
 One bookmark per lesion, on the slice where its long diameter is greatest: contours of one ROI that overlap from slice
-to slice are one lesion. A structure set holds no pixels, spacing or image geometry, so without ``images`` each contour
-is rejected with that reason. What software drew (ROI Generation Algorithm AUTOMATIC) has the source ``detector``.
+to slice are one lesion. An ROI whose stated type is not that of a tumour (the patient's outline, an organ, a planning
+margin) is rejected. A structure set holds no pixels, spacing or image geometry, so without ``images`` each contour is
+rejected with that reason. What software drew (ROI Generation Algorithm AUTOMATIC) has the source ``detector``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +30,12 @@ from data_prep.readers._planes import (
     Plane,
     Reference,
     code_or_none,
+    frames_of,
     nearest_image,
     plane_of_image,
     text_or_none,
 )
+from data_prep.readers._sr_tree import raw_bytes
 from data_prep.readers.dicom_kind import load_dataset, sop_class_uid
 
 SOURCE = "rtstruct"
@@ -45,6 +49,18 @@ _MAX_ITEMS = 1_000_000
 _MAX_PIXELS = 1 << 26  # 8192 x 8192: what is drawn is measured as a mask
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+
+_CONTOUR_DATA = 0x30060050
+
+_LESION_TYPES = frozenset({"GTV", "CTV"})
+"""RT ROI Interpreted Types that are tumour by definition (PS3.3 C.8.8.8.1). A PTV is a margin around one."""
+
+_OTHER_TYPES = frozenset({
+    "EXTERNAL", "PTV", "TREATED_VOLUME", "IRRAD_VOLUME", "OAR", "BOLUS", "AVOIDANCE", "ORGAN", "MARKER", "REGISTRATION",
+    "ISOCENTER", "CONTRAST_AGENT", "CAVITY", "BRACHY_CHANNEL", "BRACHY_ACCESSORY", "BRACHY_SRC_APP", "BRACHY_CHNL_SHLD",
+    "SUPPORT", "FIXATION", "DOSE_REGION", "CONTROL", "DOSE_MEASUREMENT",
+})  # fmt: skip
+"""The standard's other terms. A reason names none but these: free text may be anything."""
 
 
 def recognise(head: bytes, path: Path) -> bool:
@@ -84,7 +100,9 @@ def _read(path: Path, images: ImageLookup | None) -> Iterator[Bookmark | Rejecti
     dataset = load_dataset(path, max_bytes=_MAX_FILE_BYTES, max_items=_MAX_ITEMS)
     try:
         described = {int(item.ROINumber): item for item in dataset.get("StructureSetROISequence") or ()}
-        observed = {int(item.ReferencedROINumber): item for item in dataset.get("RTROIObservationsSequence") or ()}
+        observed: defaultdict[int, list[pydicom.Dataset]] = defaultdict(list)
+        for item in dataset.get("RTROIObservationsSequence") or ():
+            observed[int(item.ReferencedROINumber)].append(item)
         series_of = _referenced_images(dataset)
         rois = list(dataset.get("ROIContourSequence") or ())
     except MASK_DAMAGE as error:
@@ -92,7 +110,11 @@ def _read(path: Path, images: ImageLookup | None) -> Iterator[Bookmark | Rejecti
     for place, roi in enumerate(rois, start=1):
         try:
             number = int(roi.ReferencedROINumber)
-            facts = _Facts(dataset, number, described.get(number), observed.get(number), series_of)
+            reason = _why_no_lesion(observed[number])
+            if reason is not None:
+                yield Rejection("", f"ROI {number}", reason)
+                continue
+            facts = _Facts(dataset, number, described.get(number), observed[number], series_of)
             yield from _roi(facts, roi, images)
         except MASK_DAMAGE as error:
             reason = str(error) if type(error) is ValueError else type(error).__name__
@@ -111,6 +133,20 @@ def _referenced_images(dataset: pydicom.Dataset) -> dict[str, str | None]:
     }
 
 
+def _why_no_lesion(observations: Sequence[pydicom.Dataset]) -> str | None:
+    """Why an ROI is no lesion by its stated type; None where it is one, or no type is stated."""
+    types = set()
+    for observation in observations:
+        value = observation.get("RTROIInterpretedType")
+        values = value if isinstance(value, pydicom.multival.MultiValue) else [value]
+        types |= {str(each).strip(" \0").upper() for each in values if each is not None}
+    types.discard("")
+    if not types or types & _LESION_TYPES:
+        return None
+    known = ", ".join(sorted(types & _OTHER_TYPES))
+    return f"an ROI of type {known} is no lesion" if known else "an ROI of a type other than GTV and CTV is no lesion"
+
+
 class _Facts:
     """What the structure set says about one ROI, as keyword arguments of a bookmark."""
 
@@ -119,10 +155,11 @@ class _Facts:
         dataset: pydicom.Dataset,
         number: int,
         described: pydicom.Dataset | None,
-        observed: pydicom.Dataset | None,
+        observations: Sequence[pydicom.Dataset],
         series_of: dict[str, str | None],
     ) -> None:
-        described, observed = described or pydicom.Dataset(), observed or pydicom.Dataset()
+        described = described or pydicom.Dataset()
+        observed = observations[-1] if observations else pydicom.Dataset()
         self.number = number
         self.instance = text_or_none(dataset, "SOPInstanceUID")
         self.series_of = series_of
@@ -203,11 +240,6 @@ def _place(item: pydicom.Dataset, row: str, facts: _Facts, images: ImageLookup |
     Raises:
         _UnplacedError: no image, or the contour does not lie on it.
     """
-    data = item.get("ContourData")
-    values = np.asarray([] if data is None else data, dtype=np.float64).reshape(-1)
-    if len(values) == 0 or len(values) % 3 or len(values) > 3 * MAX_POINTS or not np.isfinite(values).all():
-        raise _UnplacedError(f"{len(values)} coordinates are not points of x, y and z")
-    points_lps = values.reshape(-1, 3)
     references = [
         (uid, int(reference.get("ReferencedFrameNumber") or 0) or None)
         for reference in item.get("ContourImageSequence") or ()
@@ -216,7 +248,8 @@ def _place(item: pydicom.Dataset, row: str, facts: _Facts, images: ImageLookup |
     named = ", ".join(uid for uid, _ in references[:1]) or "it lies on"
     if images is None:
         raise _UnplacedError(f"the image {named} is needed to place millimetre contours; harvest with --images")
-    if len(references) != 1:
+    points_lps = _points_lps_mm(item)
+    if len(references) != 1 or len(list(frames_of(images, references[0]))) > 1:
         candidates = references or [(uid, None) for uid in facts.series_of]
         nearest = nearest_image(images, candidates, points_lps.mean(axis=0))
         if nearest is None:
@@ -233,6 +266,26 @@ def _place(item: pydicom.Dataset, row: str, facts: _Facts, images: ImageLookup |
     if float(np.abs(off_mm).max()) > plane.tolerance_mm:
         raise _UnplacedError(f"the contour lies {np.abs(off_mm).max():.1f} mm off the plane of the image it names")
     return _Contour(row, points_px, references[0], image, plane)
+
+
+def _points_lps_mm(item: pydicom.Dataset) -> Array:
+    """(N, 3) points of a contour.
+
+    Read from the bytes: pydicom makes an object of each number and keeps it, 50 times the size of the file.
+
+    Raises:
+        _UnplacedError: they are no points, or too many.
+        ValueError: they are no numbers.
+    """
+    raw = raw_bytes(item, _CONTOUR_DATA)
+    text = b"" if raw is None else raw[0].strip(b" \0")
+    count = text.count(b"\\") + 1 if text else 0
+    if count == 0 or count % 3 or count > 3 * MAX_POINTS:
+        raise _UnplacedError(f"{count} coordinates are not points of x, y and z")
+    values = np.fromiter(map(float, text.split(b"\\")), np.float64, count)
+    if not np.isfinite(values).all():
+        raise _UnplacedError(f"{count} coordinates are not points of x, y and z")
+    return values.reshape(-1, 3)
 
 
 def _piece(contour: _Contour, tag: int) -> Piece:

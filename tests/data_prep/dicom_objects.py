@@ -71,6 +71,7 @@ class FakeImage:
     rows: int | None
     columns: int | None
     slice_index: int | None = 0
+    frame_count: int = 1
     orientation: tuple[float, ...] | None = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 

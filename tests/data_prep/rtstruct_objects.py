@@ -37,7 +37,10 @@ def with_rois(
     algorithm: str = "",
     **observation: str,
 ) -> Dataset:
-    """``header`` as a structure set: ROI name -> contours on these images of its study and frame of reference."""
+    """``header`` as a structure set: ROI name -> contours on these images of its study and frame of reference.
+
+    ``observation`` is what all ROIs' observations say; they are of type GTV where it does not say otherwise.
+    """
     series = item(SeriesInstanceUID=series_uid, ContourImageSequence=[ct_reference(uid) for uid in image_uids])
     study = item(
         ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1",
@@ -54,7 +57,7 @@ def with_rois(
         item(ReferencedROINumber=n, ContourSequence=list(contours)) for n, contours in enumerate(rois.values(), start=1)
     ]
     header.RTROIObservationsSequence = [
-        item(ObservationNumber=n, ReferencedROINumber=n, RTROIInterpretedType="GTV", **observation)
+        item(ObservationNumber=n, ReferencedROINumber=n, **({"RTROIInterpretedType": "GTV"} | observation))
         for n in range(1, len(rois) + 1)
     ]
     return header

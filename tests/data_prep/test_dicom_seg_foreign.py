@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pydicom
 import pydicom.data
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.sr.codedict import codes
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 from skimage.measure import label, regionprops
 
 from data_prep import recist
@@ -116,7 +118,9 @@ def test_fractional_is_inside_from_half_on(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.r_[outline.min(axis=0), outline.max(axis=0)], (30, 30, 50, 50), atol=0.1)
 
 
-@pytest.mark.parametrize("options", [{}, {"transfer_syntax_uid": RLELossless}])
+@pytest.mark.parametrize(
+    "options", [{}, *({"transfer_syntax_uid": syntax} for syntax in (RLELossless, JPEG2000Lossless, JPEGLSLossless))]
+)
 def test_label_map(tmp_path: Path, options: dict[str, Any]) -> None:
     pixels = np.zeros((8, ROWS, COLUMNS), np.uint8)
     pixels[ball((3, 40, 40), 7)] = 1
@@ -267,6 +271,60 @@ def test_a_header_that_lies(tmp_path: Path, keyword: str, value: Any) -> None:
     path = save(segmentation, tmp_path)
     (found,) = read_each(dicom_seg, [path.read_bytes()], path, secret="Canary")
     assert not [item for item in found or () if isinstance(item, Bookmark)]
+
+
+def decoding_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decoded(*_: Any, **__: Any) -> None:
+        raise AssertionError("a frame is decoded")
+
+    monkeypatch.setattr(dicom_seg, "iter_pixels", decoded)
+
+
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_frames_larger_than_the_header_says_are_not_decoded(
+    syntax: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmentation = foreign(ball((3, 40, 40), 7).astype(np.uint8), "LABELMAP", transfer_syntax_uid=syntax)
+    segmentation.Rows = segmentation.Columns = 16
+    path = save(segmentation, tmp_path)
+    decoding_nothing(monkeypatch)
+    with pytest.raises(UnreadableError) as caught:
+        list(dicom_seg.read(path))
+    reason = "frame 1 is not decoded: the compressed image is 130 x 121, the header says 16 x 16"
+    assert str(caught.value) == f"{path}: {reason}"
+
+
+@pytest.mark.parametrize("table", ["none", "basic", "extended", "extended, lengths missing"])
+def test_each_frame_is_compared_with_the_header(table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame of several is larger than the others, wherever the file says that it begins."""
+    pixels = np.zeros((8, ROWS, COLUMNS), np.uint8)
+    pixels[2:6, 30:50, 30:60] = 1
+    segmentation = foreign(pixels, "LABELMAP", transfer_syntax_uid=JPEG2000Lossless)
+    count = int(segmentation.NumberOfFrames)
+    frames = list(generate_frames(segmentation.PixelData, number_of_frames=count))
+    large = bytearray(frames[2])
+    large[8:16] = struct.pack(">II", 40_000, 40_000)
+    frames[2] = bytes(large)
+    if table.startswith("extended"):
+        segmentation.PixelData, offsets, lengths = encapsulate_extended(frames)
+        # pydicom ignores a table whose lengths are fewer.
+        segmentation.ExtendedOffsetTable = offsets
+        segmentation.ExtendedOffsetTableLengths = lengths if table == "extended" else lengths[:16]
+    else:
+        segmentation.PixelData = encapsulate(frames, has_bot=table == "basic")
+    path = save(segmentation, tmp_path)
+    decoding_nothing(monkeypatch)
+    with pytest.raises(UnreadableError, match="frame 3 is not decoded: the compressed image is 40000 x 40000"):
+        list(dicom_seg.read(path))
+
+
+def test_frames_that_state_no_size_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segmentation = foreign(ball((3, 40, 40), 7).astype(np.uint8), "LABELMAP", transfer_syntax_uid=JPEG2000Lossless)
+    segmentation.PixelData = encapsulate([b"\0\0\0\x0cjP  \r\n\x87\n"] * int(segmentation.NumberOfFrames))
+    path = save(segmentation, tmp_path)
+    decoding_nothing(monkeypatch)
+    with pytest.raises(UnreadableError, match="frame 1 is not decoded: the compressed image states no size"):
+        list(dicom_seg.read(path))
 
 
 def test_other_files_are_not_recognised(tmp_path: Path) -> None:

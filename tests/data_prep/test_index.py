@@ -16,13 +16,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 from data_prep.archive import header as header_module
 from data_prep.archive import index as index_module
 from data_prep.archive.header import ImageHeader, read_headers
 from data_prep.archive.index import ImageIndex
 from data_prep.archive.series import group_series
+from data_prep.archive.volume import read_slice_hu
 from data_prep.errors import DataPrepError, UnreadableError
 
 MakeCt = Callable[..., list[Path]]
@@ -288,8 +294,40 @@ def test_damaged_headers_are_skipped_with_a_reason(
     index = build(tmp_path)
     assert caplog.text == ""  # pydicom would name files and values
     assert len(index) == 3
-    assert {path for path, _ in index.skipped} == {paths[0], paths[2]}
-    assert {reason for _, reason in index.skipped} == {"an image without rows and columns: the file is cut off"}
+    cut_off = "an image without rows and columns: the file is cut off"
+    dangling = (tmp_path / "dangling", "cannot be read (No such file or directory)")
+    assert set(index.skipped) == {(paths[0], cut_off), (paths[2], cut_off), dangling}
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("meta", [True, False], ids=["file meta", "data set alone"])
+def test_images_without_preamble_are_found_too(
+    syntax: str, meta: bool, tmp_path: Path, make_ct: MakeCt, caplog: pytest.LogCaptureFixture
+) -> None:
+    hu = np.arange(3 * 6 * 8).reshape(3, 6, 8) - 500
+    paths = make_ct(tmp_path / "whole", hu)
+    (tmp_path / "bare").mkdir()
+    for k, path in enumerate(paths):
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        dataset.save_as(path, implicit_vr=syntax == ImplicitVRLittleEndian, enforce_file_format=True)
+        data = path.read_bytes()
+        bare = tmp_path / "bare" / path.name
+        bare.write_bytes(data[132:] if meta else data[144 + int.from_bytes(data[140:144], "little") :])
+        assert read_headers(bare) == read_headers(path)
+        np.testing.assert_array_equal(read_slice_hu(bare), hu[k])
+    (tmp_path / "bare" / "chance").write_bytes(b"\x08\0" + bytes(range(256)) * 9)
+    (tmp_path / "bare" / "short").write_bytes(b"\x02\0")
+    index = build(tmp_path / "bare")
+    assert (len(index), index.skipped) == (3, [])
+    assert caplog.text == ""
+
+
+def test_a_damaged_image_without_preamble_is_skipped_with_a_reason(tmp_path: Path, make_ct: MakeCt) -> None:
+    (path,) = make_ct(tmp_path, blank(1))
+    data = path.read_bytes()
+    path.write_bytes(data[144 + int.from_bytes(data[140:144], "little") :][:300])
+    assert build(tmp_path).skipped == [(path, "an image without rows and columns: the file is cut off")]
 
 
 def test_a_bomb_of_zeros_is_not_inflated(tmp_path: Path, make_ct: MakeCt, monkeypatch: pytest.MonkeyPatch) -> None:

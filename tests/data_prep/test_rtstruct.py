@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import RTStructureSetStorage
 
 from data_prep import recist
-from data_prep.bookmark import Bookmark
+from data_prep.bookmark import MAX_POINTS, Bookmark
 from data_prep.readers import Rejection, rtstruct
 from tests.data_prep import rtstruct_objects
 from tests.data_prep.damage import cut_or_overwritten
@@ -47,7 +49,7 @@ def contour(points_px: np.ndarray, image: int, *, kind: str = "CLOSED_PLANAR", n
     return rtstruct_objects.contour(np.stack([x, y, z], axis=1), f"1.2.3.{image}" if name else None, kind)
 
 
-def structure_set(path: Path, rois: dict[str, list[Dataset]], algorithm: str = "MANUAL") -> Path:
+def structure_set(path: Path, rois: dict[str, list[Dataset]], algorithm: str = "MANUAL", **observation: str) -> Path:
     header = file_item(
         SOPClassUID=RTStructureSetStorage,
         SOPInstanceUID="1.2.6.1",
@@ -75,7 +77,8 @@ def structure_set(path: Path, rois: dict[str, list[Dataset]], algorithm: str = "
         ApprovalStatus="UNAPPROVED",
     )
     images: dict[str, Any] = {"series_uid": "1.2.8", "image_uids": IMAGES}
-    file = rtstruct_objects.with_rois(header, rois, **images, algorithm=algorithm, ROIInterpreter="Doe^Jane")
+    observation = {"ROIInterpreter": "Doe^Jane"} | observation
+    file = rtstruct_objects.with_rois(header, rois, **images, algorithm=algorithm, **observation)
     file.save_as(path, enforce_file_format=True)
     return path
 
@@ -112,6 +115,47 @@ def test_a_lesion_on_its_greatest_slice(tmp_path: Path) -> None:
 def test_what_software_drew_is_a_detection(tmp_path: Path, algorithm: str, source: str) -> None:
     ((found,), _) = split(structure_set(tmp_path / "rs.dcm", {"GTV": BALL}, algorithm))
     assert found.source == source
+
+
+@pytest.mark.parametrize("images", [IMAGES, None], ids=["images", "no images"])
+@pytest.mark.parametrize(
+    "kind", ["EXTERNAL", "PTV", "TREATED_VOLUME", "OAR", "ORGAN", "AVOIDANCE", "SUPPORT", "BOLUS", "MARKER", "CONTROL"]
+)
+def test_what_is_drawn_as_something_else_is_no_lesion(tmp_path: Path, kind: str, images: FakeImages | None) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"BODY": BALL, "Iso": []}, RTROIInterpretedType=kind)
+    bookmarks, rejections = split(path, images)
+    assert bookmarks == []
+    reason = f"an ROI of type {kind} is no lesion"
+    assert rejections == [Rejection("", "ROI 1", reason), Rejection("", "ROI 2", reason)]
+
+
+@pytest.mark.parametrize("kind", ["GTV", "CTV", "gtv ", ""])
+def test_a_tumour_or_what_states_no_type_is_a_lesion(tmp_path: Path, kind: str) -> None:
+    bookmarks, rejections = split(structure_set(tmp_path / "rs.dcm", {"a": BALL}, RTROIInterpretedType=kind))
+    assert (len(bookmarks), rejections) == (1, [])
+
+
+def test_other_words_as_a_type_are_not_repeated(tmp_path: Path) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"a": BALL}, RTROIInterpretedType="CANARY")
+    bookmarks, (rejection,) = split(path)
+    assert (bookmarks, rejection.row) == ([], "ROI 1")
+    assert rejection.reason == "an ROI of a type other than GTV and CTV is no lesion"
+
+
+@pytest.mark.parametrize(
+    ("types", "lesion"),
+    [([], True), ([""], True), (["EXTERNAL", ""], False), (["ORGAN", "GTV"], True), (["GTV", "ORGAN"], True),
+     (["OAR\\AVOIDANCE"], False)],
+)  # fmt: skip
+def test_several_observations_of_one_roi(tmp_path: Path, types: list[str], lesion: bool) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"a": BALL})
+    dataset = pydicom.dcmread(path)
+    dataset.RTROIObservationsSequence = [
+        item(ObservationNumber=n, ReferencedROINumber=1, RTROIInterpretedType=kind) for n, kind in enumerate(types)
+    ]
+    dataset.save_as(path)
+    bookmarks, rejections = split(path)
+    assert (len(bookmarks), len(rejections)) == ((1, 0) if lesion else (0, 1))
 
 
 def test_slices_apart_and_contours_apart_are_lesions_apart(tmp_path: Path) -> None:
@@ -154,6 +198,56 @@ def test_without_images_every_contour_is_listed(tmp_path: Path) -> None:
     assert not bookmarks
     assert [rejection.row for rejection in rejections] == [f"ROI 1 contour {k}" for k in (1, 2, 3)]
     assert all("1.2.3." in r.reason and "harvest with --images" in r.reason for r in rejections)
+
+
+@pytest.mark.parametrize(
+    ("stored", "words"),
+    [(b"-27x5", "damaged"), (b"-27\\5", "4 coordinates are not"), (b"  nan", "3 coordinates are not")],
+)
+def test_coordinates_that_are_no_numbers(tmp_path: Path, stored: bytes, words: str) -> None:
+    bad, good = contour(circle_px((60, 80), 8.0), 1), contour(circle_px((60, 80), 8.0), 5)
+    bad.ContourData = ["1", "2", "-27.5"]
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": [bad, good]})
+    path.write_bytes(path.read_bytes().replace(b"-27.5", stored))
+    bookmarks, (rejection,) = split(path)
+    assert (len(bookmarks), rejection.row) == (1, "ROI 1 contour 1")
+    assert words in rejection.reason
+
+
+def test_without_images_no_coordinate_is_read(tmp_path: Path) -> None:
+    bad = contour(circle_px((60, 80), 8.0), 1)
+    bad.ContourData = ["1", "2"]
+    _, (rejection,) = split(structure_set(tmp_path / "rs.dcm", {"GTV": [bad]}), None)
+    assert "harvest with --images" in rejection.reason
+
+
+def test_memory_is_a_few_times_the_file(tmp_path: Path) -> None:
+    contours = [contour(circle_px((60, 80), 8 + k / 100, 2000), k % 10) for k in range(60)]
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": contours})
+    split(path)  # imports and caches
+    tracemalloc.start()
+    try:
+        split(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * path.stat().st_size
+
+
+def test_a_contour_of_more_than_64_kib(tmp_path: Path) -> None:
+    """Too long for DS in explicit VR: it is stored as UN (PS3.5 6.2.2)."""
+    points = circle_px((60, 80), 12.0, 5000)
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": [contour(points, 3)]})
+    (bookmark,), rejections = split(path)
+    assert not rejections
+    assert recist.longest_mm(bookmark.points, SPACING) == pytest.approx(24.0, abs=0.01)
+
+
+def test_more_points_than_anybody_draws_are_not_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = structure_set(tmp_path / "rs.dcm", {"GTV": [contour(circle_px((60, 80), 12.0, MAX_POINTS + 1), 3)]})
+    monkeypatch.delattr(np, "fromiter")
+    _, (rejection,) = split(path)
+    assert rejection.reason == f"{3 * MAX_POINTS + 3} coordinates are not points of x, y and z"
 
 
 def test_a_contour_that_names_no_image_is_placed_by_position(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     JPEG2000Lossless,
     JPEGLosslessSV1,
@@ -173,6 +174,57 @@ def test_a_compressed_image_larger_than_its_header_is_not_decoded(tmp_path: Path
         read_slice_hu(path)
 
 
+def jp2_file(codestream: bytes, rows: int, columns: int) -> bytes:
+    """The least JP2 file of 8-bit grey (ISO/IEC 15444-1, annex I)."""
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(content)) + kind + content
+
+    header = box(b"ihdr", struct.pack(">IIHBBBB", rows, columns, 1, 7, 7, 0, 0)) + box(
+        b"colr", struct.pack(">BBBI", 1, 0, 0, 17)
+    )
+    return (
+        box(b"jP  ", b"\r\n\x87\n")
+        + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+        + box(b"jp2h", header)
+        + box(b"jp2c", codestream)
+    )
+
+
+def test_other_ways_to_hide_the_size_of_a_compressed_image(tmp_path: Path, make_ct: MakeCt) -> None:
+    """A JP2 file around the code stream, and many samples a pixel; decoded, they would need any amount of memory."""
+    (path,) = make_ct(tmp_path, slice_hu())
+    dataset = pydicom.dcmread(path)
+    dataset.compress(JPEG2000Lossless)
+    (stream,) = generate_frames(dataset.PixelData, number_of_frames=1)
+    many = stream[:4] + struct.pack(">H", 38 + 3 * 16_000) + stream[6:40] + struct.pack(">H", 16_000)
+    for hidden, reason in (
+        (jp2_file(stream, 40, 56), "states no size"),
+        (many + stream[42:45] * 16_000 + stream[45:], "40 x 56 with 16000 samples a pixel, the header says 40 x 56"),
+    ):
+        dataset.PixelData = encapsulate([hidden])
+        dataset.save_as(path)
+        with pytest.raises(UnreadableError, match=reason):
+            read_slice_hu(path)
+
+
+def test_compressed_pixels_without_a_transfer_syntax(tmp_path: Path, make_ct: MakeCt) -> None:
+    (path,) = make_ct(tmp_path, slice_hu())
+    dataset = pydicom.dcmread(path)
+    dataset.compress(RLELossless)
+    dataset.save_as(path)
+    data = path.read_bytes()
+    path.write_bytes(data[144 + int.from_bytes(data[140:144], "little") :])
+    with pytest.raises(UnreadableError, match="the file does not say how"):
+        read_slice_hu(path)
+
+
+def test_a_file_that_is_not_dicom(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no DICOM")
+    with pytest.raises(UnreadableError, match="not a DICOM file"):
+        read_slice_hu(tmp_path / "text")
+
+
 def test_a_missing_decoder_is_named(tmp_path: Path, make_ct: MakeCt, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = make_ct(tmp_path, slice_hu())
     dataset = pydicom.dcmread(path)
@@ -223,11 +275,20 @@ def test_no_such_file(tmp_path: Path) -> None:
 @given(rows=st.integers(1, 70), columns=st.integers(1, 70))
 def test_codestream_size_of_what_opencv_wrote(rows: int, columns: int) -> None:
     _, data = cv2.imencode(".jpg", np.zeros((rows, columns), np.uint8))
-    assert codestream_size(data.tobytes()) == (rows, columns)
+    assert codestream_size(data.tobytes()) == (rows, columns, 1)
+
+
+@pytest.mark.parametrize("marker", [0x00, 0x01, 0xD0, 0xD8, 0xD9, 0xDA, 0x02])
+def test_codestream_size_is_not_that_behind_a_marker_without_length(marker: int) -> None:
+    """A decoder goes on right behind such a marker, where the true size is; its "length" would lead to another."""
+    small, large = (b"\xff\xc0\0\x0b\x08" + struct.pack(">HH", n, n) + b"\1\1\x11\0" for n in (16, 60_000))
+    stream = b"\xff\xd8\xff" + bytes([marker]) + struct.pack(">H", 2 + len(large)) + large + small + bytes(20)
+    assert codestream_size(stream) is None
+    assert codestream_size(stream[:2] + b"\xff\xfe" + stream[4:]) == (16, 16, 1)  # a comment has a length
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.binary(max_size=60), st.sampled_from([b"", b"\xff\xd8", b"\xff\xd8\xff", b"\xff\x4f\xff\x51"]))
 def test_codestream_size_of_damage(data: bytes, start: bytes) -> None:
     size = codestream_size(start + data)
-    assert size is None or len(size) == 2
+    assert size is None or len(size) == 3
