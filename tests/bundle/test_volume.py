@@ -174,6 +174,15 @@ def test_a_damaged_slice_is_not_left_out(tmp_path: Path, left: int) -> None:
         load(tmp_path, progress=False)
 
 
+def test_a_slice_without_preamble_is_not_left_out(tmp_path: Path) -> None:
+    write_dicom(tmp_path)
+    bare = tmp_path / "07.dcm"
+    (tmp_path / "IM7").write_bytes(bare.read_bytes()[132:])
+    bare.unlink()
+    with pytest.raises(BundleError, match="IM7: DICOM without its preamble"):
+        load(tmp_path, progress=False)
+
+
 def test_what_is_no_slice_may_lie_beside_them(tmp_path: Path) -> None:
     write_dicom(tmp_path)
     (tmp_path / "LICENSE").write_text("as you like")

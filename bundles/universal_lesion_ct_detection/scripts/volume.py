@@ -219,6 +219,9 @@ def _header(file: Path) -> pydicom.Dataset | None:
     except pydicom.errors.InvalidDicomError as error:
         if file.suffix.lower() == ".dcm" or file.stat().st_size == 0:
             raise BundleError(f"{file}: empty or not DICOM; copy it again, or take it out of the folder") from error
+        with file.open("rb") as opened:
+            if opened.read(2) in (b"\x02\x00", b"\x08\x00"):  # the groups that a DICOM file begins with
+                raise BundleError(f"{file}: DICOM without its preamble; convert it (dcmtk's dcmconv does)") from error
         return None
     except Exception as error:
         raise BundleError(f"{file}: cannot be read ({first_line(error)}); copy it again") from error
