@@ -114,4 +114,4 @@ def real(arguments: argparse.Namespace) -> None:
     untrained = arm(stages, home, "untrained", configs=("train", "untrained"), **shared, **options)
     write("untrained (ImageNet body, random heads)", untrained)
     random_weights = arm(stages, home, "random", **shared, **options, pretrained=False)
-    write(f"same recipe, random weights, nothing frozen, {minutes(home / 'random')}", random_weights)
+    write("same recipe, random weights, nothing frozen", random_weights)
