@@ -96,8 +96,9 @@ def _every_run(finished: Runs, titles: Mapping[str, str]) -> str:
         "accuracy at IoU .5 |",
         "|" + " --- |" * 12,
     ]  # fmt: skip
+    order = [*titles]
     for (size, name, seed), one in sorted(
-        finished.items(), key=lambda item: (-item[0][0], [*titles].index(item[0][1]))
+        finished.items(), key=lambda run: (-run[0][0], order.index(run[0][1]), run[0][2])
     ):
         figures = [one.metrics["froc"][rate] for rate in RATES]
         figures += [one.metrics["average_sensitivity"], one.metrics["accuracy_at_iou"]["0.5"]]
