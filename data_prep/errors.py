@@ -1,6 +1,13 @@
-"""The one exception a user sees as a single line."""
+"""Errors that a user sees as a single line."""
 
 from __future__ import annotations
+
+import os
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    """A name that may hold bytes which are no text, as text for messages and tables."""
+    return os.fspath(name).encode("utf-8", "backslashreplace").decode()
 
 
 class DataPrepError(Exception):

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from data_prep import __version__
 from data_prep.atomic import PRIVATE, atomic_path, write_json
 from data_prep.bookmark import BOOKMARK_SCHEMA, SCHEMA_VERSION, Bookmark, records_to_table
-from data_prep.errors import DataPrepError
+from data_prep.errors import DataPrepError, printable
 from data_prep.readers import Rejection
 from data_prep.readers.registry import Reader, ReaderOfTables, ReaderWithImages, head_of, recognise
 
@@ -97,7 +97,7 @@ def find_files(sources: Sequence[Path], leave_out: Path) -> tuple[list[SourceFil
             raise DataPrepError(f"{source}: no such file or folder")
         unlisted: list[OSError] = []
         for path in _walk(source, leave_out.resolve(), unlisted) if source.is_dir() else [source]:
-            name = path.as_posix().encode("utf-8", "backslashreplace").decode()
+            name = printable(path.as_posix())
             try:
                 facts = path.stat()
             except OSError as error:
@@ -110,7 +110,7 @@ def find_files(sources: Sequence[Path], leave_out: Path) -> tuple[list[SourceFil
             else:
                 files.setdefault(name, SourceFile(name, facts.st_size, facts.st_mtime_ns))
         for problem in unlisted:
-            name = Path(problem.filename or source).as_posix().encode("utf-8", "backslashreplace").decode()
+            name = printable(problem.filename or source)
             refused.append(Rejection(name, "", f"this folder cannot be listed ({problem.strerror})"))
     return [files[name] for name in sorted(files)], refused
 
@@ -330,4 +330,4 @@ def _unfit(bookmark: Bookmark) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())[:500]
+    return " ".join(printable(text).split())[:500]

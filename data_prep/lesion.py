@@ -115,8 +115,15 @@ class Lesion:
 
     @property
     def awaits_review(self) -> bool:
-        """Whether software found it and nobody has accepted it: no training data, and no part of a release."""
+        """Whether software found it and nobody has accepted it."""
         return self.source == DETECTOR and self.review != "accepted"
+
+    @property
+    def withheld(self) -> str | None:
+        """Why, by its review, it is no training data and no part of a release; None where it may be."""
+        if self.review == "rejected":
+            return "rejected in review"
+        return "detection that nobody accepted" if self.awaits_review else None
 
 
 LESION_SCHEMA = arrow_schema(Lesion, "lesions")

@@ -196,7 +196,7 @@ def _plan(lesions: Sequence[Lesion], index: ImageIndex, margin_mm: float) -> _Pl
     found: list[tuple[Lesion, ImageRecord]] = []
     for lesion in lesions:
         record = index.find(lesion.image_uid, lesion.frame_number) if lesion.image_uid else None
-        reason = _refusal(lesion, record, bool(lesion.image_uid) and index.is_shared(lesion.image_uid or ""))
+        reason = _refusal(lesion, record, index.is_shared(lesion.image_uid or ""))
         if reason is not None:
             plan.refused[lesion.lesion_id] = reason
         elif record is not None:
@@ -224,10 +224,8 @@ def _plan(lesions: Sequence[Lesion], index: ImageIndex, margin_mm: float) -> _Pl
 
 def _refusal(lesion: Lesion, record: ImageRecord | None, uid_is_shared: bool) -> str | None:
     """Why a lesion is not exported, in words that quote nothing of the patient."""
-    if lesion.review == "rejected":
-        return "rejected in review"
-    if lesion.awaits_review:
-        return "detection that nobody accepted"
+    if lesion.withheld:
+        return lesion.withheld
     if lesion.box_px is None:
         return "a location without a box"
     if lesion.recist_px is None:

@@ -18,7 +18,7 @@ from data_prep.archive.header import ImageHeader, read_headers
 from data_prep.archive.series import ImageRecord, SeriesReport, frame_of, group_series
 from data_prep.atomic import PRIVATE, atomic_path
 from data_prep.bookmark import arrow_schema
-from data_prep.errors import DataPrepError
+from data_prep.errors import DataPrepError, printable
 
 __all__ = ["ImageIndex", "ImageRecord", "SeriesReport"]
 
@@ -158,9 +158,11 @@ class ImageIndex:
 def _walk(folder: Path, unread: list[_File]) -> Iterator[tuple[str, int, int]]:
     """(path below the folder, size, time of change) of every file, in a stable order; what cannot be read is listed."""
 
+    def refuse(path: str | Path, reason: str) -> None:
+        unread.append(_File(printable(os.path.relpath(path, folder)), 0, 0, reason, ()))
+
     def unlisted(error: OSError) -> None:
-        name = os.path.relpath(error.filename or folder, folder).encode("utf-8", "backslashreplace").decode()
-        unread.append(_File(name, 0, 0, f"this folder cannot be listed ({error.strerror})", ()))
+        refuse(error.filename or folder, f"this folder cannot be listed ({error.strerror})")
 
     for root, folders, names in os.walk(folder, onerror=unlisted):
         folders.sort()
@@ -170,10 +172,11 @@ def _walk(folder: Path, unread: list[_File]) -> Iterator[tuple[str, int, int]]:
                 facts = path.stat()
                 relative = path.relative_to(folder).as_posix()
                 relative.encode()  # a name that is no text cannot be kept in the cache
-            except (OSError, UnicodeEncodeError) as error:
-                name = os.path.relpath(path, folder).encode("utf-8", "backslashreplace").decode()
-                reason = error.strerror if isinstance(error, OSError) else "its name is not text; rename it"
-                unread.append(_File(name, 0, 0, f"cannot be read ({reason})", ()))
+            except OSError as error:
+                refuse(path, f"cannot be read ({error.strerror})")
+                continue
+            except UnicodeEncodeError:
+                refuse(path, "cannot be read (its name is not text; rename it)")
                 continue
             yield relative, facts.st_size, facts.st_mtime_ns
 

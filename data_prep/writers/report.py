@@ -217,9 +217,8 @@ def _write(
 def _header(record: ImageRecord, study_uid: str, series_uid: str, image_uid: str) -> Dataset:
     """The image's header with every UID that a reference needs."""
     try:
-        with quiet_pydicom():
-            header = pydicom.dcmread(record.path, force=True, stop_before_pixels=True)  # some have no preamble
-            sop_class = record.sop_class_uid or str(header.file_meta.get("MediaStorageSOPClassUID") or "")
+        header = pydicom.dcmread(record.path, force=True, stop_before_pixels=True)  # some have no preamble
+        sop_class = record.sop_class_uid or str(header.file_meta.get("MediaStorageSOPClassUID") or "")
     except DAMAGE as error:
         raise UnreadableError(f"{record.path}: damaged DICOM file ({type(error).__name__})") from None
     header.StudyInstanceUID, header.SeriesInstanceUID = study_uid, series_uid

@@ -155,10 +155,8 @@ def select(lesions: Iterable[Lesion], images: str | PathLike[str], categories: C
 
 
 def _unfit(lesion: Lesion, categories: Categories) -> str | None:
-    if lesion.review == "rejected":
-        return "rejected in review"
-    if lesion.awaits_review:
-        return "detection that nobody accepted"
+    if lesion.withheld:
+        return lesion.withheld
     if lesion.box_px is None:
         return "a location without a box"
     if lesion.possibly_noisy:

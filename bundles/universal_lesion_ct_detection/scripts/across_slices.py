@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.checkpoint import across_slices_of
 from scripts.contract import known_mm
 from scripts.errors import BundleError
 from scripts.froc import Array, box_iou
@@ -168,14 +169,7 @@ def second_stage(facts: Mapping[str, Any], wanted: bool) -> SecondStage | None:
     Raises:
         BundleError: it is wanted and the weights have none.
     """
-    if not wanted:
-        return None
-    if facts["across_slices"] is None:
-        raise BundleError(
-            f"{facts['file']}: --across_slices True, but the weights have no model across slices; "
-            "configs/fit_across_slices.yaml fits one"
-        )
-    return SecondStage.from_dict(facts["across_slices"])
+    return SecondStage.from_dict(across_slices_of(facts)) if wanted else None
 
 
 def rescore_series(

@@ -189,12 +189,22 @@ def threshold(
 
 
 def _default_score(facts: Mapping[str, Any], across_slices: bool) -> float:
-    if across_slices and facts["across_slices"] is None:
+    return float(across_slices_of(facts)["score"] if across_slices else facts["operating_score"])
+
+
+def across_slices_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The model across slices of these weights, as it is stored.
+
+    Raises:
+        BundleError: they have none.
+    """
+    model: Mapping[str, Any] | None = facts["across_slices"]
+    if model is None:
         raise BundleError(
             f"{facts['file']}: --across_slices True, but the weights have no model across slices; "
             "configs/fit_across_slices.yaml fits one"
         )
-    return float(facts["across_slices"]["score"] if across_slices else facts["operating_score"])
+    return model
 
 
 def thresholds(facts: Mapping[str, Any], across_slices: bool = False) -> dict[str, float]:

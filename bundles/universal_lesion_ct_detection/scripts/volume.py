@@ -23,7 +23,6 @@ AIR_HU = -1024.0
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 MULTI_FRAME_CT = (CT_IMAGE + ".1", CT_IMAGE + ".2")  # enhanced, and legacy converted
 MAX_SHEAR = 0.05
-TILTED = "the gantry is tilted; resample the series to upright slices first"
 MAX_SHIFT_MM = 0.5
 """Rounded positions are met; a slice further from the line through the others' origins is of another grid."""
 
@@ -96,25 +95,30 @@ def load(path: str | PathLike[str], progress: bool = True) -> Volume:
     raise BundleError(f"{path}: give a folder with a DICOM series, or a .nii or .nii.gz file")
 
 
-def _turned(data: npt.NDArray[Any], affine_ras: Array, path: Path) -> tuple[npt.NDArray[Any], Array, Array]:
-    """Data and affine turned to L, P, S axes, and the map from the new indices to the old."""
+def _check_axial(affine_ras: Array, path: Path) -> None:
+    """Refuse a grid whose slices are not axial, before its voxels are read."""
     now = io_orientation(affine_ras)
     if np.isnan(now).any():
         raise BundleError(f"{path}: its affine is singular; the file is damaged")
     if int(now[2, 0]) != 2:
         raise BundleError(f"{path}: slices are not axial; the detector was trained on axial slices only")
-    across = np.cross(affine_ras[:3, 0], affine_ras[:3, 1])
-    across /= np.linalg.norm(across)
-    step = affine_ras[:3, 2]
-    if np.abs(step - across * np.dot(step, across)).max() > MAX_SHEAR * float(np.linalg.norm(step)):
-        raise BundleError(f"{path}: {TILTED}")
-    turned_deg = float(np.degrees(np.arccos(min(1.0, abs(across[2])))))
+    turned_deg = float(np.degrees(np.arccos(min(1.0, abs(_normal(affine_ras)[2])))))
     if turned_deg > MAX_TURN_DEG:
         raise BundleError(
             f"{path}: slices are not axial but turned by {turned_deg:.0f}°; the detector was trained on axial slices "
             "only, so reformat the series"
         )
-    turn = ornt_transform(now, axcodes2ornt(("L", "P", "S")))
+
+
+def _normal(affine: Array) -> Array:
+    """Unit vector across the slices of a grid."""
+    across = np.cross(affine[:3, 0], affine[:3, 1])
+    return np.asarray(across / np.linalg.norm(across), dtype=np.float64)
+
+
+def _turned(data: npt.NDArray[Any], affine_ras: Array) -> tuple[npt.NDArray[Any], Array, Array]:
+    """Data and affine turned to L, P, S axes, and the map from the new indices to the old."""
+    turn = ornt_transform(io_orientation(affine_ras), axcodes2ornt(("L", "P", "S")))
     back = inv_ornt_aff(turn, data.shape)
     return apply_orientation(data, turn), affine_ras @ back, back
 
@@ -125,6 +129,9 @@ def _load_nifti(path: Path) -> Volume:
         shape = image.shape
         if len(shape) != 3 or not 0 < int(np.prod(shape, dtype=np.int64)) <= MAX_VOXELS:
             raise BundleError(f"{path}: a CT volume has three axes, this file's shape is {shape}")
+        affine = np.asarray(image.affine, dtype=np.float64)
+        _check_axial(affine, path)
+        _check_shear(affine[:3, 2], _normal(affine), float(np.linalg.norm(affine[:3, 2])), path)
         data = np.asanyarray(image.dataobj)
         if not (np.issubdtype(data.dtype, np.integer) or np.issubdtype(data.dtype, np.floating)):
             raise BundleError(f"{path}: its voxels are {data.dtype}, not numbers, so this is no CT volume")
@@ -132,7 +139,7 @@ def _load_nifti(path: Path) -> Volume:
         raise
     except Exception as error:
         raise BundleError(f"{path}: not a readable NIfTI file ({error})") from error
-    data, affine, back = _turned(data, np.asarray(image.affine, dtype=np.float64), path)
+    data, affine, back = _turned(data, affine)
     hu = np.clip(np.rint(np.nan_to_num(data, nan=AIR_HU)), -32768, 32767).astype(np.int16, order="F")
     return Volume(hu, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine, back, ("",) * hu.shape[2], None, None, path.name, shape)
 
@@ -170,16 +177,17 @@ def _load_dicom(folder: Path, progress: bool) -> Volume:
     headers.sort(key=lambda entry: float(np.dot(normal, np.array(entry[1].ImagePositionPatient, dtype=np.float64))))
     positions = np.array([d.ImagePositionPatient for _, d in headers], dtype=np.float64)
     step = _step(positions, normal, folder) if len(headers) > 1 else normal * float(first.get("SliceThickness") or 1.0)
-    rows, columns = int(first.Rows), int(first.Columns)
-    hu = np.empty((columns, rows, len(headers)), dtype=np.int16, order="F")  # a slice is one piece of memory
-    for index, (file, _) in enumerate(tqdm(headers, desc="decoding", unit="slice", disable=not progress)):
-        hu[:, :, index] = _pixels(file, rows, columns).T
     row_mm, column_mm = map(float, first.PixelSpacing)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2] = cosines[:3] * column_mm, cosines[3:] * row_mm, step
     affine[:3, 3] = positions[0]
     to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    turned, affine_ras, back = _turned(hu, to_ras @ affine, folder)
+    _check_axial(to_ras @ affine, folder)
+    rows, columns = int(first.Rows), int(first.Columns)
+    hu = np.empty((columns, rows, len(headers)), dtype=np.int16, order="F")  # a slice is one piece of memory
+    for index, (file, _) in enumerate(tqdm(headers, desc="decoding", unit="slice", disable=not progress)):
+        hu[:, :, index] = _pixels(file, rows, columns).T
+    turned, affine_ras, back = _turned(hu, to_ras @ affine)
     order = [round(v) for v in (np.arange(len(headers)) * back[2, 2] + back[2, 3])]
     return Volume(
         np.asfortranarray(turned),
@@ -243,8 +251,7 @@ def _step(positions: Array, normal: Array, folder: Path) -> Array:
             f"elsewhere {usual:.2f} mm"
         )
     step: Array = (positions[-1] - positions[0]) / (len(positions) - 1)
-    if np.abs(step - normal * np.dot(step, normal)).max() > MAX_SHEAR * usual:
-        raise BundleError(f"{folder}: {TILTED}")
+    _check_shear(step, normal, usual, folder)
     off = positions - positions[0] - np.outer(np.arange(len(positions)), step)
     beside = np.linalg.norm(off - np.outer(off @ normal, normal), axis=1)
     if beside.max() > MAX_SHIFT_MM:
@@ -254,6 +261,12 @@ def _step(positions: Array, normal: Array, folder: Path) -> Array:
             "others; split the series, or resample it to one grid"
         )
     return step
+
+
+def _check_shear(step: Array, normal: Array, distance: float, path: Path) -> None:
+    """Refuse slices that are stacked aslant; ``distance`` of neighbouring ones in mm."""
+    if np.abs(step - normal * np.dot(step, normal)).max() > MAX_SHEAR * distance:
+        raise BundleError(f"{path}: the gantry is tilted; resample the series to upright slices first")
 
 
 def _pixels(file: Path, rows: int, columns: int) -> npt.NDArray[np.int16]:
