@@ -1,4 +1,4 @@
-"""Weights and training state on disk: tensors and plain values only, written whole or not at all."""
+"""Weights on disk: tensors and plain values only, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from torch import nn
 
-from scripts import distributed
 from scripts.atomic import atomic_path
 from scripts.contract import InputContract, make
 from scripts.errors import BundleError, first_line
@@ -363,55 +361,3 @@ def load_model(
     except RuntimeError as error:
         raise BundleError(f"{path}: does not fit this network ({str(error).splitlines()[-1].strip()})") from error
     return content
-
-
-class ResumableState:
-    """Save the whole training state after every epoch; on start go on from it where there is one.
-
-    Args:
-        path: of the state file.
-        objects: name -> object with ``state_dict`` and ``load_state_dict``.
-        fingerprint: what must be the same for a resume (datalist hash, configuration); a different one is an error,
-            because mixing two trainings in one folder would spoil both.
-        budget: :class:`scripts.training.TimeBudget`, whose used time is kept.
-    """
-
-    def __init__(self, path: str | PathLike[str], objects: dict[str, Any], fingerprint: str, budget: Any) -> None:
-        self.path, self.objects, self.fingerprint, self.budget = Path(path), objects, fingerprint, budget
-        self.best: float | None = None
-
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.STARTED, self.restore)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.store)
-
-    def restore(self, engine: Engine) -> None:
-        if not self.path.is_file():
-            return
-        content = read(self.path)
-        if content.get("fingerprint") != self.fingerprint:
-            raise BundleError(
-                f"{self.path}: belongs to a training with other data or settings; choose another --output_dir, or "
-                "delete this one to start anew"
-            )
-        for name, target in self.objects.items():
-            target.load_state_dict(content["objects"][name])
-        engine.state.epoch = content["epoch"]
-        engine.state.iteration = content["iteration"]
-        self.best = content["best"]
-        self.budget.used_before = content["seconds"]
-        engine.logger.info("going on after epoch %d", content["epoch"])
-
-    def store(self, engine: Engine) -> None:
-        if not distributed.is_main():
-            return
-        save(
-            self.path,
-            {
-                "fingerprint": self.fingerprint,
-                "epoch": engine.state.epoch,
-                "iteration": engine.state.iteration,
-                "best": self.best,
-                "seconds": self.budget.used,
-                "objects": {name: target.state_dict() for name, target in self.objects.items()},
-            },
-        )

@@ -146,7 +146,7 @@ class KeepBest:
     Args:
         path: of ``model.pt``.
         metrics: the handler that collected the results.
-        state: :class:`scripts.checkpoint.ResumableState`, which remembers the best value over resumes.
+        state: :class:`scripts.training_state.ResumableState`, which remembers the best value over resumes.
         network: the (averaged) network that was validated.
         contract, categories, anchor_sizes, scale_average: stored with the weights.
         key: the metric that decides.
